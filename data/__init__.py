@@ -1,0 +1,1 @@
+"""Training sources and generated worlds."""

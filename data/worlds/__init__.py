@@ -1,0 +1,1 @@
+"""Generated worlds: endless pictures with true captions and answers."""
