@@ -1,0 +1,169 @@
+"""The public verbs of a model: caption, answer, chat, infill and generate.
+
+Mixed into `MMDiffModel`, so that `mmdiff.load().caption("x.png")` works; each verb is a few lines
+over `run`, which every head shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from mmdiff.decoding.loop import decode
+from mmdiff.decoding.settings import Decoding, limited, make_decoding
+from mmdiff.decoding.stop import answer_length
+from mmdiff.errors import InputError
+from mmdiff.heads.base import HEADS
+from mmdiff.heads.run import Generation, fill
+from mmdiff.images import load_image
+from mmdiff.raw_ids import canvas_from_ids, extend_canvas
+
+BATCH = 32  # rows decoded together; larger lists are cut into batches of this size
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """`sequences` (B, P + N); `nfe`, `tokens_per_forward` (B,); `calls`: backbone calls in all."""
+
+    sequences: Tensor | None = None
+    nfe: Tensor | None = None
+    calls: int | None = None
+    tokens_per_forward: Tensor | None = None
+
+
+class Tasks:
+    """Verbs of a model that has a `processor`; lists in give lists out."""
+
+    processor: Any  # a Processor, or None; transformers evaluates class annotations at run time
+
+    def caption(
+        self, images: Any, prompt: str | None = None, *, allow_urls: bool = False, **decoding: Any
+    ) -> Any:
+        """Describe a picture, or each of a list of pictures."""
+        many = isinstance(images, (list, tuple))
+        inputs = [([image], prompt) for image in (images if many else [images])]
+        made = self.run("caption", inputs, allow_urls=allow_urls, **decoding)
+        return made if many else made[0]
+
+    def answer(
+        self, images: Any, question: Any, *, allow_urls: bool = False, **decoding: Any
+    ) -> Any:
+        """Answer a question about a picture (or pictures). A list of questions is answered in one
+        batch, about the same pictures."""
+        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        many = isinstance(question, (list, tuple))
+        inputs = [(pictures, q) for q in (question if many else [question])]
+        made = self.run("answer", inputs, allow_urls=allow_urls, **decoding)
+        return made if many else made[0]
+
+    def chat(
+        self, messages: Any, images: Any = (), *, allow_urls: bool = False, **decoding: Any
+    ) -> Generation:
+        """The next assistant turn. Pictures may stand in the messages ({"type": "image", "image":
+        ...}) or come in `images`, in the order of the image parts."""
+        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        messages, inline = _inline_images(messages)
+        made = self.run("chat", [(pictures + inline, messages)], allow_urls=allow_urls, **decoding)
+        return made[0]
+
+    def infill(
+        self, template: str, images: Any = (), *, allow_urls: bool = False, **decoding: Any
+    ) -> Generation:
+        """Fill the [MASK:n] holes of a template, with or without pictures."""
+        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        made = self.run("infill", [(pictures, template)], allow_urls=allow_urls, **decoding)
+        return made[0]
+
+    def run(
+        self: Any,
+        head: str,
+        inputs: Sequence[tuple[list[Any], Any]],
+        *,
+        allow_urls: bool = False,
+        batch_size: int = BATCH,
+        progress: Callable[[int], None] | None = None,
+        **decoding: Any,
+    ) -> list[Generation]:
+        """Any head over (pictures, text) pairs, batch by batch; `progress` hears finished rows."""
+        if self.processor is None:
+            raise InputError("this checkpoint has no processor files; use generate(input_ids=...)")
+        task = HEADS.get(head)()
+        settings = make_decoding(task.defaults, self.config.decoding, decoding)
+        made: list[Generation] = []
+        for start in range(0, len(inputs), batch_size):
+            chunk = inputs[start : start + batch_size]
+            examples = [
+                task.compose(
+                    self.processor, [load_image(i, allow_urls).image for i in images], text
+                )
+                for images, text in chunk
+            ]
+            made += fill(self, task, examples, _own_seeds(settings, start, len(chunk)))
+            if progress:
+                progress(len(chunk))
+        return made
+
+    def generate(
+        self: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        draft_tokens: Tensor | None = None,
+        **decoding: Any,
+    ) -> GenerateOutput:
+        """Append `max_new_tokens` cells to raw ids (B, P) and fill them; needs no tokenizer.
+
+        `draft_tokens` (B, N) gives the answer region instead: cells holding the mask id are filled,
+        all others stay.
+        """
+        settings = make_decoding(self.config.decoding, decoding)
+        end_id = self.config.eos_token_id
+        prompt = canvas_from_ids(self, input_ids, attention_mask, pixel_values)
+        rows, length = prompt.shape
+        if draft_tokens is None:
+            shape = (rows, settings.max_new_tokens)
+            draft_tokens = torch.full(shape, self.config.mask_token_id, device=input_ids.device)
+        else:
+            settings = limited(settings, draft_tokens.shape[1])
+        canvas = extend_canvas(prompt, draft_tokens, self.config.mask_token_id)
+        filled = decode(self, canvas, settings, end_id)
+        answer = filled.canvas.ids[:, length:]
+        lengths = answer_length(answer, end_id)
+        return GenerateOutput(
+            sequences=filled.canvas.ids,
+            nfe=filled.nfe,
+            calls=filled.calls,
+            tokens_per_forward=lengths / filled.nfe.clamp(min=1),
+        )
+
+
+def _own_seeds(settings: Decoding, start: int, rows: int) -> Decoding:
+    """The part of a per-row seed list that belongs to this batch."""
+    if isinstance(settings.seed, int):
+        return settings
+    return replace(settings, seed=settings.seed[start : start + rows])
+
+
+def _inline_images(messages: Any) -> tuple[Any, list[Any]]:
+    """Messages with their {"type": "image", "image": x} pictures taken out, in order."""
+    found: list[Any] = []
+    if not isinstance(messages, list):
+        return messages, found
+    plain = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            parts = []
+            for part in content:
+                if isinstance(part, dict) and "image" in part:
+                    found.append(part["image"])
+                    part = {"type": "image"}
+                parts.append(part)
+            message = {**message, "content": parts}
+        plain.append(message)
+    return plain, found

@@ -1,0 +1,101 @@
+"""A stock transformers decoder run bidirectionally, and the key/value cache it writes into.
+
+The decoder classes are transformers' own (`LlamaModel`, `Qwen2Model`, ...), with
+`config.is_causal=False` where nothing is masked, an additive float 4-D mask everywhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff.errors import SettingError
+
+
+class KeyValueCache:
+    """Rotated keys and values of each layer in buffers of full canvas length (B, H, L, d).
+
+    Writes go to columns [start, start + Q); attention then reads the columns [0, stop). Behaves as
+    a transformers cache (`update`, `get_seq_length`) without ever concatenating.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.start = 0
+        self.stop = length
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def window(self, start: int, stop: int) -> KeyValueCache:
+        """The next forward writes from column `start` and reads columns [0, stop)."""
+        self.start, self.stop = start, stop
+        return self
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        if layer not in self.keys:
+            rows, heads, _n, width = keys.shape
+            self.keys[layer] = keys.new_zeros(rows, heads, self.length, width)
+            self.values[layer] = values.new_zeros(rows, heads, self.length, values.shape[-1])
+        end = self.start + keys.shape[2]
+        self.keys[layer][:, :, self.start : end] = keys
+        self.values[layer][:, :, self.start : end] = values
+        return self.keys[layer][:, :, : self.stop], self.values[layer][:, :, : self.stop]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.start
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        return self.start
+
+    def get_mask_sizes(self, queries: int, layer: int = 0) -> tuple[int, int]:
+        return self.stop, 0
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows: finished ones leave the batch."""
+        self.keys = {layer: k[rows] for layer, k in self.keys.items()}
+        self.values = {layer: v[rows] for layer, v in self.values.items()}
+
+
+def build_decoder(text_config: dict[str, Any], attention: str | None = None) -> nn.Module:
+    """A bidirectional decoder without head from a transformers config (`model_type` + sizes)."""
+    from transformers import AutoConfig, AutoModel
+
+    settings = dict(text_config)
+    kind = settings.pop("model_type", None)
+    if kind is None:
+        raise SettingError("text_config has no model_type; name a transformers decoder, e.g. llama")
+    config = AutoConfig.for_model(kind, **settings)
+    config.is_causal = False
+    config.use_cache = False
+    if attention is not None:
+        config._attn_implementation = attention
+    return AutoModel.from_config(config)
+
+
+def run_decoder(
+    decoder: nn.Module,
+    embeds: Tensor,
+    position: Tensor,
+    mask: Tensor | None,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """Hidden states (B, Q, D) of `embeds` (B, Q, D) at `position` (B, Q).
+
+    `mask` is additive (B, 1, Q, K), or None when every query sees every key.
+    """
+    implementation = getattr(decoder.config, "_attn_implementation", "sdpa")
+    if mask is not None and implementation not in ("sdpa", "eager"):
+        raise SettingError(
+            f"attention {implementation!r} cannot take this mask; load with attention='sdpa'"
+        )
+    output = decoder(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden

@@ -1,0 +1,85 @@
+"""The Canvas: a batch of token rows, some cells given, some to be filled.
+
+Everything flows through this one dataclass: processing makes it, the model reads it, corruption and
+decoding change which cells are `masked`. Shapes: B rows, L cells, P prompt columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Features:
+    """What an encoder paints: raw inputs, and the flat cells that its output tokens fill.
+
+    `pixel_values` (n, 3, H, W); `source` (K,) indexes the flattened (n * tokens) encoder output and
+    `cells` (K,) the flattened (B * L) canvas. Two cells may share one source, so that several rows
+    look at one encoded picture.
+    """
+
+    pixel_values: Tensor
+    source: Tensor
+    cells: Tensor
+
+    def to(self, device: torch.device | str) -> Features:
+        return Features(self.pixel_values.to(device), self.source.to(device), self.cells.to(device))
+
+
+@dataclass
+class Canvas:
+    """A padded batch of rows; every tensor is (B, L) unless said.
+
+    `masked` is never inferred from ids: a mask token that a user typed is plain text.
+    """
+
+    ids: Tensor  # long; the mask id stands in masked cells
+    masked: Tensor  # bool: still noise
+    writable: Tensor  # bool: the decoder (or the corruption) may write here
+    valid: Tensor  # bool: not padding
+    block: Tensor  # 0 prompt, 1.. answer blocks
+    segment: Tensor  # 0 shared by all, 1.. packed examples
+    copy: Tensor  # 0 clean, 1 and 2 the halves of a complementary pair
+    position: Tensor  # rotary positions
+    prompt_length: int = 0  # P: columns [0, P) hold prompts, left padded; 0 in packed rows
+    features: Features | None = None
+    seed: Tensor | None = None  # (B,) long: each row's own noise seed
+    done: Tensor | None = None  # (B,) bool: nothing more will be decided in this row
+    step_done: Tensor | None = None  # step at which a cell was accepted, -1 before
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, length = self.ids.shape
+        return rows, length
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    def to(self, device: torch.device | str) -> Canvas:
+        """The same canvas with every tensor on `device`."""
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), (Tensor, Features))
+        }
+        return replace(self, **moved)
+
+    def select(self, rows: Tensor) -> Canvas:
+        """The given rows (a long index) without features: those belong to the whole batch."""
+        picked = {
+            f.name: getattr(self, f.name)[rows]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, features=None, **picked)
+
+    def write(self, tokens: Tensor, accept: Tensor, step: int) -> None:
+        """Put `tokens` (B, L) into the accepted cells (B, L), which must be open ones."""
+        self.ids = torch.where(accept, tokens, self.ids)
+        self.masked = self.masked & ~accept
+        if self.step_done is not None:
+            self.step_done = torch.where(accept, step, self.step_done)

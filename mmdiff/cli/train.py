@@ -1,0 +1,119 @@
+"""Train a model from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmdiff.cli._common import JsonOption, say, say_json
+from mmdiff.cli._progress import Progress
+from mmdiff.config import build, merge, parse_assignments, read_yaml, split_arguments
+from mmdiff.errors import InputError, SettingError, TrainingError, nearest
+
+if TYPE_CHECKING:
+    from mmdiff.training.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=VALUE...]", help="Settings in place of the recipe's."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model from a recipe.
+
+    The folder of the setting output loads with --model. Example: mmdiff train tiny
+    output=runs/mine max_steps=500 lr=1e-3.
+    """
+    words, assignments = split_arguments(settings or [])
+    if words:
+        raise InputError(f"unexpected {words[0]!r} behind the recipe; settings are name=value")
+    over = parse_assignments(assignments)
+    if resume:
+        over["resume"] = True
+    made = read_recipe(recipe, over)
+    summary = run(made, as_json)
+    if as_json:
+        say_json({"summary": summary})
+    else:
+        say(
+            f"{summary['output']}: {made.max_steps} steps, loss {summary['loss']:.4f}, "
+            f"validation {summary['validation']:.4f}, {summary['seconds']:.0f} s"
+        )
+
+
+def read_recipe(name: str, over: dict[str, Any]) -> Recipe:
+    """The recipe with the settings `over` in place of its own."""
+    from mmdiff.training.recipe import Recipe
+
+    path = find_recipe(name)
+    return build(Recipe, merge(read_yaml(path), over), str(path))
+
+
+def find_recipe(name: str) -> Path:
+    """A file as it is, or a shipped recipe by name; SettingError with the nearest names."""
+    import mmdiff.configs
+
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {
+        path.stem: path
+        for folder in mmdiff.configs.__path__
+        for path in sorted(Path(folder, "train").glob("*.yaml"))
+    }
+    if name in shipped:
+        return shipped[name]
+    hint = nearest(Path(name).stem, shipped)
+    raise SettingError(
+        f"recipe {name!r} is neither a file nor a shipped recipe.{hint} "
+        f"Shipped: {', '.join(shipped)}"
+    )
+
+
+def run(recipe: Recipe, as_json: bool) -> dict[str, Any]:
+    """Train with progress on stderr; returns the figures of the last step."""
+    from transformers.utils import logging
+
+    from mmdiff.training.loop import Trainer
+
+    logging.disable_progress_bar()
+    trainer = prepare(Trainer, recipe)
+    first, last = trainer.step, {"loss": float("nan"), "seconds": trainer.seconds}
+    validation = float("nan")
+    with Progress(recipe.max_steps, "steps", done=first) as progress:
+
+        def report(row: dict[str, Any]) -> None:
+            nonlocal validation
+            last.update(row)
+            validation = row.get("validation", validation)
+            rate = row["step"] * recipe.batch_size / max(row["seconds"], 1e-9)
+            progress.advance(1, f"loss {row['loss']:.3f}  {rate:.1f} examples/s")
+            if as_json:
+                say_json(row)
+
+        folder = trainer.run(report)
+    return {
+        "output": str(folder),
+        "steps": recipe.max_steps,
+        "loss": last["loss"],
+        "validation": validation,
+        "seconds": round(last["seconds"], 2),
+    }
+
+
+def prepare(trainer: Any, recipe: Recipe) -> Any:
+    """The Trainer; an output folder that cannot be made is the user's to mend."""
+    try:
+        return trainer(recipe)
+    except OSError as error:
+        reason = error.strerror or error
+        raise TrainingError(f"output {recipe.output}: cannot be written ({reason})") from error

@@ -1,0 +1,1 @@
+"""Decoding: one loop (`loop.py`) and the small objects plugged into its slots."""

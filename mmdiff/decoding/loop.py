@@ -1,0 +1,118 @@
+"""The decoding loop: score open cells, propose tokens, accept some, until no cell is masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmdiff.canvas import Canvas
+from mmdiff.decoding.cache import CACHES
+from mmdiff.decoding.choose import ACCEPTS, ORDERS
+from mmdiff.decoding.propose import propose
+from mmdiff.decoding.settings import Decoding, with_seed
+from mmdiff.decoding.stop import STOPS
+
+if TYPE_CHECKING:
+    from mmdiff.model import MMDiffModel
+
+
+@dataclass
+class Step:
+    """One denoising step as it stood after writing; `rows` numbers the rows still open."""
+
+    rows: Tensor
+    ids: Tensor
+    masked: Tensor
+    accepted: Tensor
+    probability: Tensor
+
+
+@dataclass
+class Filled:
+    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill."""
+
+    canvas: Canvas
+    nfe: Tensor
+    calls: int
+    trace: list[Step] = field(default_factory=list)
+
+
+def set_blocks(canvas: Canvas, block_length: int | None) -> None:
+    """Number the answer cells' blocks 1, 2, ... from the left of the answer region."""
+    if block_length is None:
+        return
+    answer = canvas.block > 0
+    offset = answer.long().cumsum(1) - 1
+    canvas.block = torch.where(answer, offset // block_length + 1, 0)
+
+
+@torch.inference_mode()
+def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int | None) -> Filled:
+    """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one."""
+    order, stop = ORDERS.get(settings.order), STOPS.get(settings.stop)
+    make_cache, make_accept = CACHES.get(cache_name(model, settings)), ACCEPTS.get(settings.accept)
+    set_blocks(canvas, settings.block_length)
+    seed = torch.tensor(with_seed(settings, canvas.shape[0]), device=canvas.device)
+    accept_rule = make_accept(settings, canvas)
+    cache = make_cache(model, canvas)
+    forbidden = model.forbidden()
+    filled = Filled(canvas, torch.zeros_like(seed), 0)
+    rows = torch.arange(canvas.shape[0], device=canvas.device)
+    live = canvas.select(rows)
+
+    while True:
+        keep = live.masked.any(1)
+        if not bool(keep.all()):
+            _store(filled.canvas, live, rows)
+            index = keep.nonzero()[:, 0]
+            rows, live = rows[index], live.select(index)
+            cache.select(index)
+        if len(rows) == 0:
+            return filled
+        need = open_cells(live)
+        logits = cache.score(live, need).float()
+        logits[:, forbidden] = float("-inf")
+        row, cell = need.nonzero(as_tuple=True)
+        offset = cell - live.prompt_length  # the same for any padding
+        key = (seed[rows][row], filled.nfe[rows][row], offset)
+        proposal = propose(logits, key, settings)
+        score = _spread(order(proposal, key), need, float("-inf"))
+        probability = _spread(proposal.probability, need, 0.0)
+        accept = accept_rule(score, probability, live, rows)
+        live.write(_spread(proposal.tokens, need, 0), accept, filled.calls)
+        stop(live, end_id)
+        filled.nfe[rows] += 1
+        filled.calls += 1
+        if settings.trace:
+            filled.trace.append(
+                Step(rows, live.ids.clone(), live.masked.clone(), accept, probability)
+            )
+
+
+def open_cells(canvas: Canvas) -> Tensor:
+    """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
+    late = canvas.block.max() + 1
+    current = torch.where(canvas.masked, canvas.block, late).amin(1, keepdim=True)
+    return canvas.masked & (canvas.block == current)
+
+
+def cache_name(model: MMDiffModel, settings: Decoding) -> str:
+    if settings.cache == "auto":
+        return "prefix" if model.config.prompt_cache_exact else "none"
+    return settings.cache
+
+
+def _spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
+    """(B, L) from the K values of the cells marked in `where`."""
+    out = torch.full(where.shape, empty, dtype=values.dtype, device=values.device)
+    out[where] = values
+    return out
+
+
+def _store(whole: Canvas, live: Canvas, rows: Tensor) -> None:
+    whole.ids[rows], whole.masked[rows] = live.ids, live.masked
+    if whole.step_done is not None and live.step_done is not None:
+        whole.step_done[rows] = live.step_done

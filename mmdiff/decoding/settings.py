@@ -1,0 +1,124 @@
+"""Decoding settings: the same names in Python, YAML and `key=value` on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmdiff.config import build, parse_value
+from mmdiff.errors import SettingError, nearest
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the holes of a canvas are filled.
+
+    Rules may carry options after a colon: `accept="threshold:value=0.9"`.
+    """
+
+    max_new_tokens: int = 32  # N, cells of the answer
+    steps: int | None = None  # decisions in total, split over blocks; None: one cell per step
+    block_length: int | None = None  # cells decided together; None: the whole answer
+    schedule: str = "linear"  # linear | shift | cosine | logit_normal: cells per step
+    shift: float = 3.0  # of schedule=shift; below 1 reveals many cells early
+    order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
+    accept: str = "schedule"  # schedule | threshold
+    threshold: float = 0.9  # of accept=threshold: accept cells with probability >= threshold
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    cache: str = "auto"  # auto | none | prefix; auto: prefix where that is exact
+    stop: str = "end_of_text"  # end_of_text | none
+    seed: int | tuple[int, ...] = 0  # one for every row, or one per row
+    trace: bool = False  # keep every step
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "steps", "block_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name}={value} must be at least 1")
+        _between("threshold", self.threshold, 0, 1)
+        _between("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise SettingError("top_p=0 keeps no token; use a value in (0, 1]")
+        if self.temperature < 0 or self.top_k < 0:
+            raise SettingError("temperature and top_k must not be negative")
+        if self.shift <= 0:
+            raise SettingError(f"shift={self.shift} must be above 0")
+        if self.steps is not None and self.steps < self.blocks:
+            raise SettingError(
+                f"steps={self.steps} is fewer than the {self.blocks} blocks of {self.block_length} "
+                f"cells; raise steps or block_length"
+            )
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.max_new_tokens // (self.block_length or self.max_new_tokens))
+
+    def steps_of_block(self, block: int) -> int | None:
+        """Steps of block 0, 1, ...: the total split evenly, the remainder to the first blocks."""
+        if self.steps is None:
+            return None
+        return self.steps // self.blocks + (block < self.steps % self.blocks)
+
+
+def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
+    """Settings from mappings, later ones winning; unknown names raise SettingError."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    name, options = parse_rule(str(merged.get("accept", "schedule")))
+    if name == "threshold" and options:
+        merged["accept"] = name
+        merged["threshold"] = options.pop("value", merged.get("threshold", Decoding.threshold))
+    if options:
+        raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
+    if isinstance(merged.get("seed"), list):
+        merged["seed"] = tuple(merged["seed"])
+    return build(Decoding, merged, "decoding settings")
+
+
+def parse_rule(text: str) -> tuple[str, dict[str, Any]]:
+    """`name:option=value,option=value` -> (name, options)."""
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise SettingError(f"rule {text!r}: {item!r} is not option=value")
+        options[key.strip()] = parse_value(value)
+    return name, options
+
+
+def with_seed(settings: Decoding, rows: int) -> list[int]:
+    """One seed per row. Raises SettingError when a list of another length was given."""
+    if isinstance(settings.seed, int):
+        return [settings.seed] * rows
+    if len(settings.seed) != rows:
+        raise SettingError(f"seed lists {len(settings.seed)} seeds for {rows} rows")
+    return list(settings.seed)
+
+
+def limited(settings: Decoding, cells: int) -> Decoding:
+    """The same settings for an answer region of another size (infilling templates)."""
+    steps = settings.steps
+    blocks = -(-cells // (settings.block_length or cells))
+    return replace(
+        settings,
+        max_new_tokens=cells,
+        steps=None if steps is None else max(steps, blocks),
+    )
+
+
+def check_name(setting: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SettingError(
+            f"{setting}={value} is unknown; choose one of {', '.join(known)}."
+            f"{nearest(value, known)}"
+        )
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise SettingError(f"{name}={value} must lie in [{low}, {high}]")

@@ -1,0 +1,1 @@
+"""Pure functions of discrete diffusion: schedules, corruption, attention, losses, likelihood."""

@@ -1,0 +1,81 @@
+"""Who may look at whom: one rule for every attention layout.
+
+A query sees a key when the key is valid, lies in its segment (or in segment 0, shared by all) and
+copy (or is clean, copy 0), and the layout agrees:
+
+* full: always;
+* block: clean keys of no later block; for a noisy query, clean keys of strictly earlier blocks and
+  its own copy of its own block (BD3-LM's mask, arXiv:2503.09573 §3.2);
+* prefix: as block with all answer cells in one block, so the prompt never sees the answer
+  (LaViDa's prefix layout, arXiv:2505.16839 §3.2) and its keys and values can be kept exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdiff.canvas import Canvas
+from mmdiff.errors import SettingError
+
+LAYOUTS = ("full", "prefix", "block")
+
+# exp(-6e4) is exactly 0 in every float type and -6e4 is finite in every one, so autocast to a
+# narrower type cannot turn a padded row into NaN as the type's own minimum would.
+HIDDEN = -6e4
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What attention needs to know of some columns of a canvas; each tensor (B, n)."""
+
+    block: Tensor
+    segment: Tensor
+    copy: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, canvas: Canvas, start: int = 0, stop: int | None = None) -> Cells:
+        columns = slice(start, stop)
+        return cls(
+            canvas.block[:, columns],
+            canvas.segment[:, columns],
+            canvas.copy[:, columns],
+            canvas.valid[:, columns],
+        )
+
+
+def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
+    """(B, Q, K) bool: may query cell q look at key cell k?
+
+    The result never depends on ids or on which cells are masked. Raises SettingError for an unknown
+    layout.
+    """
+    if layout not in LAYOUTS:
+        raise SettingError(f"attention layout {layout!r} is unknown; choose one of {LAYOUTS}")
+    segment_q, segment_k = query.segment[:, :, None], key.segment[:, None, :]
+    copy_q, copy_k = query.copy[:, :, None], key.copy[:, None, :]
+    same_copy = copy_k == copy_q
+    see = key.valid[:, None, :] & ((segment_k == 0) | (segment_k == segment_q))
+    if layout == "full":
+        return see & (same_copy | (copy_k == 0))
+    block_q, block_k = query.block[:, :, None], key.block[:, None, :]
+    if layout == "prefix":
+        block_q, block_k = block_q.clamp(max=1), block_k.clamp(max=1)
+    own = same_copy & torch.where(copy_q == 0, block_k <= block_q, block_k == block_q)
+    earlier_clean = (copy_k == 0) & (copy_q > 0) & (block_k < block_q)
+    return see & (own | earlier_clean)
+
+
+def additive(see: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """(B, 1, Q, K) float mask: 0 where allowed, HIDDEN elsewhere.
+
+    None when everything is allowed, so that fast kernels run. A boolean mask would leak under eager
+    attention, which adds it as 0 and 1. Padded queries that see nothing stay finite.
+    """
+    if bool(see.all()):
+        return None
+    mask = torch.zeros(see.shape, dtype=dtype, device=see.device)
+    return mask.masked_fill(~see, HIDDEN)[:, None]

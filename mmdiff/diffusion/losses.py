@@ -1,0 +1,77 @@
+"""The weighted masked cross-entropy: weight, denominator and shift as independent settings.
+
+loss = sum over masked cells of w_i CE_i / denominator. The table of what published trainers really
+compute is in docs/training.md; each is a choice of these settings.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdiff.errors import SettingError
+
+WEIGHTS = ("one", "inverse_p", "elbo")
+DENOMINATORS = ("answer", "masked", "row", "batch")
+
+
+def cell_weight(
+    p: Tensor, copy: Tensor, weight: str = "one", slope: Tensor | None = None
+) -> Tensor:
+    """w_i (B, L) from the mask probability p of each cell.
+
+    `one`: LaViDa, Dimple. `inverse_p`: 1 / p (LLaDA, GUIDELINES.md). `elbo`: p'(t) / p with `slope`
+    p'(t), the exact bound for any schedule (MDLM, arXiv:2406.07524). The second half of a
+    complementary pair was masked with 1 - p: it divides by 1 - p and both halves stay unbiased.
+    """
+    if weight == "one":
+        return torch.ones_like(p)
+    chance = torch.where(copy == 2, 1 - p, p)
+    if weight == "inverse_p":
+        return 1 / chance
+    if weight == "elbo" and slope is not None:
+        return slope / chance
+    raise SettingError(f"loss weight {weight!r} is unknown; choose one of {', '.join(WEIGHTS)}")
+
+
+def denominator(writable: Tensor, masked: Tensor, copy: Tensor, kind: str = "answer") -> Tensor:
+    """What the sum is divided by, as a (B, 1) tensor to divide cells with.
+
+    `answer`: answer cells of the batch, a complementary pair counted once (LaViDa); `masked`:
+    masked cells of the batch (Dimple); `row`: each row by its own answer cells, then by the rows
+    (LLaDA SFT); `batch`: B * L (LLaDA pre-training). Never below 1, so empty rows stay finite.
+    """
+    answer = writable & (copy != 2)
+    rows = writable.shape[0]
+    if kind == "answer":
+        total = answer.sum()
+    elif kind == "masked":
+        total = masked.sum()
+    elif kind == "batch":
+        total = torch.tensor(writable.numel(), device=writable.device)
+    elif kind == "row":
+        return answer.sum(1, keepdim=True).clamp(min=1) * rows
+    else:
+        known = ", ".join(DENOMINATORS)
+        raise SettingError(f"loss denominator {kind!r} is unknown; choose one of {known}")
+    return total.clamp(min=1).expand(rows, 1)
+
+
+def masked_loss(
+    logits_KV: Tensor, targets_K: Tensor, weight_K: Tensor, denominator_K: Tensor
+) -> Tensor:
+    """Scalar: sum of weight * cross-entropy / denominator over the K masked cells (0 if K = 0).
+
+    Logits are those of the masked cells alone, in row-major order: the head never runs on others.
+    """
+    if targets_K.numel() == 0:
+        return logits_KV.sum() * 0
+    ce = F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
+    return (ce * weight_K / denominator_K).sum()
+
+
+def shift_right(logits_BLV: Tensor) -> Tensor:
+    """Row i of the result is row i-1 of the input (row 0 stays): Dream and Dimple predict cell i at
+    position i-1. Models apply their own shift; this is for losses checked on raw logits."""
+    return torch.cat([logits_BLV[:, :1], logits_BLV[:, :-1]], dim=1)

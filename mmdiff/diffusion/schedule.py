@@ -1,0 +1,120 @@
+"""Noise schedules (training) and reveal schedules (decoding).
+
+alpha(t) is the probability that a token is kept at time t in [0, 1]; p = 1 - alpha the probability
+that it is masked. The continuous-time bound weighs the cross-entropy with
+-alpha'(t) / (1 - alpha(t)) (MDLM, arXiv:2406.07524 eq. 10); it does not depend on the schedule,
+only its variance does.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mmdiff.errors import SettingError, nearest
+
+GOLDEN_RATIO = 0.6180339887498949
+
+
+def mask_probability(t: Tensor, schedule: str = "linear", eps: float = 1e-3) -> Tensor:
+    """p(t) in [eps, 1]: linear (1 - eps) t + eps (LLaDA), cosine 1 - (1 - eps) cos(pi t / 2)."""
+    if schedule == "linear":
+        return (1 - eps) * t + eps
+    if schedule == "cosine":
+        return 1 - (1 - eps) * torch.cos(math.pi / 2 * t)
+    raise SettingError(unknown("noise schedule", schedule, ("linear", "cosine")))
+
+
+def mask_slope(t: Tensor, schedule: str = "linear", eps: float = 1e-3) -> Tensor:
+    """p'(t), so that p'(t) / p(t) is the weight of the bound."""
+    if schedule == "linear":
+        return torch.full_like(t, 1 - eps)
+    if schedule == "cosine":
+        return (1 - eps) * math.pi / 2 * torch.sin(math.pi / 2 * t)
+    raise SettingError(unknown("noise schedule", schedule, ("linear", "cosine")))
+
+
+def sample_times(index: Tensor, seed: int, epoch: int = 0) -> Tensor:
+    """Low-discrepancy t in [0, 1) by global sample index: frac(u(seed, epoch) + 0.618... index).
+
+    A golden-ratio sequence: any run of consecutive indices covers [0, 1) evenly, whatever the batch
+    size, accumulation or number of processes. float64, same shape as `index`.
+    """
+    start = uniform(torch.tensor([seed]), torch.tensor([epoch]), torch.tensor([0x7133]))
+    return torch.frac(start.to(index.device) + GOLDEN_RATIO * index.double())
+
+
+def reveal_counts(
+    masks: int, steps: int, schedule: str = "linear", shift: float = 3.0
+) -> list[int]:
+    """How many of `masks` cells each step reveals: sums to `masks`, at least one per step.
+
+    linear: masks // steps each, the remainder first (LLaDA `generate.py`). Others follow LaViDa's
+    `generate.py`: with sigma(i / S), counts are the differences of int(sigma masks), raised to at
+    least 1, the excess taken round-robin from the front, then reversed in time. `shift` uses
+    sigma = s t / (1 + (s - 1) t): s < 1 reveals many cells early. Steps beyond `masks` are dropped.
+    """
+    if masks <= 0:
+        return []
+    steps = max(1, min(steps, masks))
+    if schedule == "linear":
+        return [masks // steps + (i < masks % steps) for i in range(steps)]
+    sigma = [_sigma(i / steps, schedule, shift) for i in range(steps + 1)]
+    ends = [int(s * masks) for s in sigma]
+    counts = [max(1, b - a) for a, b in pairwise(ends)]
+    excess = sum(counts) - masks
+    while excess > 0:
+        for i in range(steps):
+            if counts[i] > 1 and excess > 0:
+                counts[i] -= 1
+                excess -= 1
+    counts[-1] += -excess
+    return counts[::-1]
+
+
+REVEAL_SCHEDULES = ("linear", "shift", "cosine", "logit_normal")
+
+
+def _sigma(t: float, schedule: str, shift: float) -> float:
+    if schedule == "shift":
+        return shift * t / (1 + (shift - 1) * t)
+    if schedule == "cosine":
+        return 1 - 0.5 * (1 + math.cos(math.pi * t))
+    if schedule == "logit_normal":
+        if t in (0.0, 1.0):
+            return t
+        return 0.5 * (1 + math.erf(math.log(t / (1 - t)) / math.sqrt(2)))
+    raise SettingError(unknown("schedule", schedule, REVEAL_SCHEDULES))
+
+
+def unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
+    return f"{kind} {name!r} is unknown; choose one of {', '.join(known)}.{nearest(name, known)}"
+
+
+def uniform(*keys: Tensor) -> Tensor:
+    """U(0, 1) as a pure function of integer keys (broadcast together); float64.
+
+    SplitMix64 finalisers chained over the keys (Steele et al. 2014, "Fast splittable pseudorandom
+    number generators"); the top 53 bits become the fraction, shifted by half a step off zero.
+    """
+    state = torch.zeros((), dtype=torch.int64, device=keys[0].device)
+    for key in keys:
+        state = _mix(state + key.long() * _GAMMA + _GAMMA)
+    return ((state >> 11) & ((1 << 53) - 1)).double().add_(0.5) * 2.0**-53
+
+
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's is arithmetic, so the copied sign bits are cleared."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

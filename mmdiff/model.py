@@ -1,0 +1,215 @@
+"""The model: encoders -> projector -> bidirectional backbone -> logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from mmdiff.backbone import KeyValueCache, build_decoder, run_decoder
+from mmdiff.canvas import Canvas, Features
+from mmdiff.diffusion.attention import Cells, additive, allowed
+from mmdiff.encoders.projectors import build_projector
+from mmdiff.encoders.vision import build_vision
+from mmdiff.heads.tasks import Tasks
+from mmdiff.processing import Processor
+from mmdiff.raw_ids import canvas_from_ids
+
+
+class MMDiffConfig(PreTrainedConfig):
+    """Architecture and special ids; lives in config.json.
+
+    `text_config` and `vision_config` are plain dicts (a transformers `model_type` with its sizes; a
+    vision encoder's `spec()`), `projector` the projector's kind and options. `vocab_used` cuts off
+    vocabulary rows that no token uses: they can never be generated. `decoding` holds the default
+    decoding settings the checkpoint was meant for.
+    """
+
+    model_type = "mmdiff"
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | None = None,
+        vision_config: dict[str, Any] | None = None,
+        projector: dict[str, Any] | None = None,
+        attention_layout: str = "full",
+        shift: bool = False,
+        mask_token_id: int = 0,
+        image_token_id: int | None = None,
+        vocab_used: int | None = None,
+        forbidden_ids: list[int] | None = None,
+        decoding: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.text_config = text_config or {"model_type": "llama"}
+        self.vision_config = vision_config
+        self.projector = projector
+        self.attention_layout = attention_layout
+        self.shift = shift
+        self.mask_token_id = mask_token_id
+        self.image_token_id = image_token_id
+        self.vocab_used = vocab_used
+        self.forbidden_ids = forbidden_ids or []
+        self.decoding = decoding or {}
+        kwargs.setdefault("tie_word_embeddings", True)
+        super().__init__(**kwargs)
+
+    @property
+    def prompt_cache_exact(self) -> bool:
+        """Trained so that the prompt never sees the answer: its keys and values can be kept."""
+        return self.attention_layout in ("prefix", "block")
+
+
+@dataclass
+class MMDiffOutput(ModelOutput):
+    logits: Tensor | None = None
+
+
+class MMDiffModel(Tasks, PreTrainedModel):
+    """Everything from pixels and ids to logits. `caption`, `answer`, `chat`, `infill` and
+    `generate` come from `mmdiff.heads.tasks`."""
+
+    config_class = MMDiffConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: MMDiffConfig) -> None:
+        super().__init__(config)
+        self.backbone = build_decoder(config.text_config, config._attn_implementation)
+        width = self.backbone.config.hidden_size
+        self.vision = self.projector = None
+        if config.vision_config:
+            self.vision = build_vision(config.vision_config)
+            options = dict(config.projector or {"kind": "mlp2x_gelu"})
+            self.projector = build_projector(
+                options.pop("kind"), self.vision.width, width, **options
+            )
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(width, self.backbone.config.vocab_size, bias=False)
+        self.processor: Processor | None = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave the parts as their own libraries initialised them."""
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """A folder that `mmdiff.load` reads: config, weights and the processor, if any."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, and the folder's processor comes along."""
+        loaded = super().from_pretrained(name, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (Path(name) / "processor_config.json").is_file():
+            model.processor = Processor.from_pretrained(name)
+        return loaded
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    @property
+    def image_tokens(self) -> int:
+        """Canvas cells that one picture fills."""
+        if self.vision is None or self.projector is None:
+            return 0
+        return int(self.projector.tokens_out(self.vision.tokens))
+
+    def encode(self, features: Features) -> Tensor:
+        """(K, D) projected encoder outputs for the cells of `features`."""
+        assert self.vision is not None and self.projector is not None
+        pixels = features.pixel_values.to(self.dtype)
+        tokens = self.projector(self.vision(pixels))
+        return tokens.flatten(0, 1)[features.source]
+
+    def embed(self, canvas: Canvas) -> Tensor:
+        """(B, L, D): word embeddings with encoder outputs painted into their cells."""
+        words = self.get_input_embeddings()(canvas.ids)
+        if canvas.features is None:
+            return words
+        painted = self.encode(canvas.features).to(words.dtype)
+        flat = words.flatten(0, 1).index_copy(0, canvas.features.cells, painted)
+        return flat.view_as(words)
+
+    def hidden(
+        self,
+        canvas: Canvas,
+        embeds: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """(B, Q, D) of the columns [start, stop), which `embeds` holds.
+
+        With a cache, keys of columns [0, start) come from it; without, start must be 0.
+        """
+        stop = canvas.ids.shape[1] if stop is None else stop
+        query, key = Cells.of(canvas, start, stop), Cells.of(canvas, 0, stop)
+        mask = additive(allowed(query, key, self.config.attention_layout), embeds.dtype)
+        if cache is not None:
+            cache.window(start, stop)
+        return run_decoder(self.backbone, embeds, canvas.position[:, start:stop], mask, cache)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden, self.get_input_embeddings().weight)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
+
+    def forbidden(self) -> Tensor:
+        """(n,) ids that no cell may take: mask, image placeholder, unused vocabulary rows."""
+        config = self.config
+        ids = {config.mask_token_id, *config.forbidden_ids}
+        if config.image_token_id is not None:
+            ids.add(config.image_token_id)
+        rows = self.backbone.config.vocab_size
+        ids.update(range(config.vocab_used or rows, rows))
+        return torch.tensor(sorted(i for i in ids if 0 <= i < rows), device=self.device)
+
+    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
+        """(K, V) logits of the needed cells (B, L) bool, row-major; no cache."""
+        return self.head(self.pick(self.hidden(canvas, self.embed(canvas)), need))
+
+    def pick(self, hidden: Tensor, need: Tensor, start: int = 0) -> Tensor:
+        """(K, D) hidden states that score the needed cells; `hidden` begins at column `start`.
+
+        A shifted checkpoint scores cell i from position i - 1 (cell 0 from itself).
+        """
+        rows, cells = need.nonzero(as_tuple=True)
+        if self.config.shift:
+            cells = (cells - 1).clamp(min=0)
+        return hidden[rows, cells - start]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        writable: Tensor | None = None,
+        **_: Any,
+    ) -> MMDiffOutput:
+        """Logits (B, L, V); row i scores cell i.
+
+        `input_ids` (B, L) have canvas length, or hold one placeholder -200 per picture, which is
+        expanded here. `writable` (B, L) marks the answer, which a prefix-layout prompt cannot see.
+        """
+        canvas = canvas_from_ids(self, input_ids, attention_mask, pixel_values, writable)
+        hidden = self.hidden(canvas, self.embed(canvas))
+        if self.config.shift:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        return MMDiffOutput(logits=self.head(hidden))
+
+
+AutoConfig.register("mmdiff", MMDiffConfig)
+AutoModel.register(MMDiffConfig, MMDiffModel)

@@ -1,0 +1,264 @@
+"""Messages and pictures -> rows -> Canvas. Training and inference use the same functions.
+
+A `Row` is one example before padding; `collate` pads rows into a Canvas. Prompts are padded on the
+left, answers on the right, so that the answers of a batch stand in the same columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmdiff.canvas import Canvas, Features
+from mmdiff.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class Row:
+    """Cells of one example, column by column; `prompt` of them come before the answer region."""
+
+    ids: list[int] = field(default_factory=list)
+    masked: list[bool] = field(default_factory=list)
+    writable: list[bool] = field(default_factory=list)
+    block: list[int] = field(default_factory=list)
+    segment: list[int] = field(default_factory=list)
+    copy: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    prompt: int = 0
+    images: list[int] = field(
+        default_factory=list
+    )  # index into the batch's pictures, one per picture
+
+    def extend(
+        self,
+        ids: Sequence[int],
+        start: int,
+        *,
+        masked: Sequence[bool] | None = None,
+        writable: Sequence[bool] | None = None,
+        block: int = 0,
+        segment: int = 0,
+        copy: int = 0,
+    ) -> None:
+        """Append cells at rotary positions start, start + 1, ..."""
+        n = len(ids)
+        self.ids += ids
+        self.masked += masked if masked is not None else [False] * n
+        self.writable += writable if writable is not None else [False] * n
+        self.block += [block] * n
+        self.segment += [segment] * n
+        self.copy += [copy] * n
+        self.position += range(start, start + n)
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a picture becomes pixel values: squashed to a square, scaled to mean/std."""
+
+    size: int = 0
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: str = "bicubic"
+    tokens: int = 0
+
+
+class Processor:
+    """Tokenizer + picture settings. Saved as tokenizer files and processor_config.json."""
+
+    def __init__(
+        self, tokenizer: Any, image: ImageSettings, image_token: str | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image = image
+        self.image_token = image_token
+        self.image_token_id = (
+            None if image_token is None else tokenizer.convert_tokens_to_ids(image_token)
+        )
+        self._added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        settings = {"image": asdict(self.image), "image_token": self.image_token}
+        text = json.dumps(settings, indent=2)
+        (Path(folder) / "processor_config.json").write_text(text + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Processor:
+        from transformers import PreTrainedTokenizerFast
+
+        path = Path(folder) / "processor_config.json"
+        try:
+            settings = json.loads(path.read_text())
+            image = ImageSettings(**settings["image"])
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{folder}: the processor files cannot be read ({first})"
+            ) from None
+        return cls(tokenizer, image, settings.get("image_token"))
+
+    @property
+    def mask_id(self) -> int:
+        return int(self.tokenizer.mask_token_id)
+
+    @property
+    def end_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """(n, 3, H, W) float32 pixel values of RGB pictures."""
+        import numpy as np
+        from PIL import Image
+
+        side = (self.image.size, self.image.size)
+        how = Image.Resampling[self.image.resample.upper()]
+        arrays = [np.asarray(i if i.size == side else i.resize(side, how)) for i in images]
+        values = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.image.mean, self.image.std))
+        return (values - mean) / std
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of user text; text that looks like a special token stays plain text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text up to the first end-of-text."""
+        kept = list(ids)
+        if self.end_id in kept:
+            kept = kept[: kept.index(self.end_id)]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return text.strip()
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Ids of a conversation through the chat template, one image token per picture.
+
+        A message is {"role", "content": str | [{"type": "image"} | {"type": "text", "text"}]}. Text
+        holding an added token is taken out, encoded apart as plain text, and spliced back in.
+        """
+        held: list[str] = []
+
+        def guard(text: str) -> str:
+            if not any(token in text for token in self._added) and _OPEN not in text:
+                return text
+            held.append(text)
+            return f"{_OPEN}{len(held) - 1}{_CLOSE}"
+
+        rendered = self.tokenizer.apply_chat_template(
+            [{**m, "content": self._flatten(m["content"], guard)} for m in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        ids: list[int] = []
+        for i, piece in enumerate(rendered.split(_OPEN)):
+            if i:
+                number, piece = piece.split(_CLOSE, 1)
+                ids += self.encode(held[int(number)])
+            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _flatten(self, content: Any, guard: Any) -> str:
+        if isinstance(content, str):
+            return str(guard(content))
+        parts = []
+        for part in content:
+            if part["type"] == "image":
+                if self.image_token is None:
+                    raise InputError("this model takes no pictures; leave them out")
+                parts.append(self.image_token)
+            else:
+                parts.append(guard(part["text"]))
+        return "".join(parts)
+
+    def expand(self, ids: Sequence[int]) -> list[int]:
+        """Every image token repeated to the cells its picture fills."""
+        out: list[int] = []
+        for i in ids:
+            out += [i] * (self.image.tokens if i == self.image_token_id else 1)
+        return out
+
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a held-out text
+
+
+def prompt_row(
+    prompt: Sequence[int], answer: Sequence[int], holes: Sequence[bool], images: Sequence[int] = ()
+) -> Row:
+    """One row: expanded prompt ids, then the answer region, of which `holes` are to be filled."""
+    row = Row(prompt=len(prompt), images=list(images))
+    row.extend(list(prompt), 0)
+    row.extend(list(answer), len(prompt), masked=list(holes), writable=list(holes), block=1)
+    return row
+
+
+def packed_row(
+    shared: Sequence[int],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    copies: int = 2,
+    images: Sequence[int] = (),
+) -> Row:
+    """A training row: shared picture cells, then (prompt, answer) pairs as independent segments.
+
+    Each answer stands `copies` times at the same positions: two copies make a complementary pair.
+    The prefix layout makes this equal to one row per pair and copy.
+    """
+    row = Row(images=list(images))
+    row.extend(list(shared), 0)
+    for number, (prompt, answer) in enumerate(pairs, start=1):
+        row.extend(list(prompt), len(shared), segment=number)
+        for copy in range(1, copies + 1):
+            row.extend(
+                list(answer),
+                len(shared) + len(prompt),
+                writable=[True] * len(answer),
+                block=1,
+                segment=number,
+                copy=copy if copies > 1 else 0,
+            )
+    return row
+
+
+def collate(
+    rows: Sequence[Row], pad_id: int, pixel_values: Tensor | None = None, image: int | None = None
+) -> Canvas:
+    """Pad rows into a Canvas; `image` is the id of the cells that pictures fill, in order."""
+    prompt = max(row.prompt for row in rows)
+    length = prompt + max(len(row.ids) - row.prompt for row in rows)
+    columns = ("ids", "masked", "writable", "block", "segment", "copy", "position")
+    fill = {"ids": pad_id, "masked": False, "writable": False}
+    made: dict[str, list[list[Any]]] = {name: [] for name in (*columns, "valid")}
+    for row in rows:
+        left = prompt - row.prompt
+        right = length - left - len(row.ids)
+        for name in columns:
+            pad = fill.get(name, 0)
+            made[name].append([pad] * left + getattr(row, name) + [pad] * right)
+        made["valid"].append([False] * left + [True] * len(row.ids) + [False] * right)
+    tensors = {name: torch.tensor(values) for name, values in made.items()}
+    canvas = Canvas(**tensors, prompt_length=prompt)
+    if pixel_values is not None and pixel_values.shape[0]:
+        canvas.features = _features(rows, canvas, pixel_values, image)
+    return canvas
+
+
+def _features(
+    rows: Sequence[Row], canvas: Canvas, pixel_values: Tensor, image: int | None
+) -> Features:
+    # A typed image token never becomes this id (see Processor.encode), so ids are safe to search.
+    cells = ((canvas.ids == image) & canvas.valid & ~canvas.writable).flatten().nonzero()[:, 0]
+    order = torch.tensor([i for row in rows for i in row.images], dtype=torch.long)
+    if len(order) == 0 or cells.numel() % len(order):
+        raise InputError(f"{len(order)} pictures do not fit the {cells.numel()} image cells")
+    tokens = cells.numel() // len(order)
+    source = (order[:, None] * tokens + torch.arange(tokens)).flatten()
+    return Features(pixel_values, source, cells)

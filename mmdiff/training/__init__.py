@@ -1,0 +1,1 @@
+"""Training: recipe -> model and processor -> batches -> loop -> checkpoints."""

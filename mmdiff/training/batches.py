@@ -1,0 +1,133 @@
+"""Samples -> packed rows -> a Canvas with the noise numbers of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmdiff.canvas import Canvas
+from mmdiff.data.source import SOURCES, Sample, Source
+from mmdiff.diffusion.schedule import sample_times, uniform
+from mmdiff.heads.base import user_message
+from mmdiff.processing import Processor, Row, collate, packed_row, prompt_row
+
+if TYPE_CHECKING:
+    from mmdiff.training.recipe import Recipe
+
+SEGMENTS = 1024  # more segments than any row packs: index * SEGMENTS + segment numbers every answer
+
+
+@dataclass
+class Batch:
+    """A clean canvas, and per cell (B, L) the time t of its answer and a uniform number u."""
+
+    canvas: Canvas
+    time: Tensor
+    u: Tensor
+
+
+Pair = tuple[list[int], list[int]]  # expanded prompt ids, answer ids with end-of-text padding
+
+
+def encode_turns(sample: Sample, processor: Processor, seed: int) -> list[Pair]:
+    """Ids of every turn. Answers get end-of-text padding to a random length, short ones more often,
+    which teaches any size of answer region."""
+    pairs = []
+    for number, turn in enumerate(sample.turns):
+        prompt = processor.expand(processor.prompt_ids([user_message(turn.request, 1)]))
+        answer = processor.encode(turn.answer)
+        key = (torch.tensor(k) for k in (seed, sample.index, number, 0x9AD))
+        room = max(0, turn.cells - len(answer) - 1)
+        padding = 1 + min(room, int((room + 1) * float(uniform(*key)) ** 3))
+        pairs.append((prompt, answer + [processor.end_id] * padding))
+    return pairs
+
+
+def pack(pairs: list[Pair], image_id: int | None, copies: int, cells: int, image: int) -> Row:
+    """One row of at most `cells` cells: the picture, the first turn, later turns that fit."""
+    first = pairs[0][0]
+    last = max(i for i, x in enumerate(first) if x == image_id) + 1
+    room = cells - last
+    kept = []
+    for number, (prompt, answer) in enumerate(pairs):
+        size = len(prompt) - last + copies * len(answer)
+        if number == 0 or size <= room:
+            kept.append((prompt[last:], answer))
+            room -= size
+    return packed_row(first[:last], kept, copies, [image])
+
+
+def separate(pairs: list[Pair], copies: int, image: int) -> list[Row]:
+    """One row per turn and copy, numbered as in the packed row."""
+    rows = []
+    for number, (prompt, answer) in enumerate(pairs, start=1):
+        for copy in range(1, copies + 1):
+            row = prompt_row(prompt, answer, [False] * len(answer), [image])
+            row.writable[row.prompt :] = [True] * len(answer)
+            row.segment = [number] * len(row.ids)
+            row.copy = [copy if copies > 1 else 0] * len(row.ids)
+            rows.append(row)
+    return rows
+
+
+class Batches(Dataset):
+    """Item i is the i-th batch of the run: samples i * batch_size onwards."""
+
+    def __init__(
+        self, source: Source, processor: Processor, recipe: Recipe, packed: bool, split: str
+    ) -> None:
+        self.source, self.processor, self.recipe = source, processor, recipe
+        self.packed, self.split = packed, split
+        self.copies = 2 if recipe.objective.complementary else 1
+
+    def __len__(self) -> int:
+        return self.recipe.max_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        recipe, processor = self.recipe, self.processor
+        first = step * recipe.batch_size
+        samples = [
+            self.source.sample(i, recipe.seed, recipe.turns, self.split)
+            for i in range(first, first + recipe.batch_size)
+        ]
+        rows: list[Row] = []
+        owner: list[int] = []
+        for number, sample in enumerate(samples):
+            pairs = encode_turns(sample, processor, recipe.seed)
+            if self.packed:
+                image_id = processor.image_token_id
+                made = [pack(pairs, image_id, self.copies, recipe.row_cells, number)]
+            else:
+                made = separate(pairs, self.copies, number)
+            rows += made
+            owner += [sample.index] * len(made)
+        pixels = processor.pixels([s.image for s in samples])
+        canvas = collate(rows, processor.end_id, pixels, processor.image_token_id)
+        return with_noise(canvas, torch.tensor(owner), recipe.seed)
+
+
+def with_noise(canvas: Canvas, index: Tensor, seed: int) -> Batch:
+    """t by answer number, u by (answer, position): both halves of a pair share them."""
+    answer = index[:, None] * SEGMENTS + canvas.segment
+    time = sample_times(answer, seed).float()
+    u = uniform(torch.tensor(seed), answer, canvas.position).float()
+    return Batch(canvas, time, u)
+
+
+def batches(recipe: Recipe, processor: Processor, layout: str, first: int) -> Iterator[Batch]:
+    """The run's batches from number `first`; made ahead in worker processes when there are any."""
+    dataset = Batches(SOURCES.get(recipe.data)(), processor, recipe, layout != "full", "train")
+    steps = range(first, recipe.max_steps)
+    loader = DataLoader(
+        dataset,
+        sampler=list(steps),
+        batch_size=None,
+        num_workers=recipe.workers,
+        prefetch_factor=4 if recipe.workers else None,
+    )
+    return iter(loader)

@@ -1,0 +1,96 @@
+"""The model and processor a recipe starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdiff.data.source import SOURCES
+from mmdiff.encoders.vision import build_vision
+from mmdiff.model import MMDiffConfig, MMDiffModel
+from mmdiff.processing import ImageSettings, Processor
+
+if TYPE_CHECKING:
+    from mmdiff.training.recipe import NewModel, Recipe
+
+END, MASK, IMAGE, USER, ASSISTANT = "<|end|>", "<|mask|>", "<|image|>", "<|user|>", "<|assistant|>"
+SPECIAL = (END, MASK, IMAGE, USER, ASSISTANT)
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
+    "{% else %}<|user|>{{ m['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build(recipe: Recipe) -> MMDiffModel:
+    """A model with its processor, in float32."""
+    if isinstance(recipe.model, str):
+        from mmdiff.loading import load
+
+        return load(recipe.model, device="cpu", dtype=torch.float32)
+    text = SOURCES.get(recipe.data)().text(recipe.seed)
+    return new_model(recipe.model, fit_tokenizer(text, recipe.model.vocab_size), recipe.seed)
+
+
+def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A lower-casing byte-level BPE: any text has ids, and frequent words are one token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    # Every word starts with its space, the first one too, so a word has one id wherever it stands.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=END,
+        mask_token=MASK,
+        additional_special_tokens=[IMAGE, USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def new_model(spec: NewModel, tokenizer: Any, seed: int) -> MMDiffModel:
+    """A randomly initialised model around a tokenizer."""
+    torch.manual_seed(seed)
+    used = len(tokenizer)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    config = MMDiffConfig(
+        text_config={**spec.text_config, "vocab_size": -(-used // 8) * 8},
+        vision_config=build_vision(spec.vision_config).spec(),
+        projector=spec.projector,
+        attention_layout=spec.attention_layout,
+        mask_token_id=ids[MASK],
+        image_token_id=ids[IMAGE],
+        forbidden_ids=[ids[USER], ids[ASSISTANT]],
+        vocab_used=used,
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
+        decoding=spec.decoding,
+    )
+    torch.manual_seed(seed)
+    model = MMDiffModel(config)
+    vision = model.vision
+    image = ImageSettings(
+        size=vision.image_size,
+        mean=tuple(vision.mean),
+        std=tuple(vision.std),
+        resample=vision.resample,
+        tokens=model.image_tokens,
+    )
+    model.processor = Processor(tokenizer, image, IMAGE)
+    return model

@@ -1,0 +1,71 @@
+"""Training checkpoints: written beside, renamed into place, the newest complete one found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmdiff.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STATE = "state.json"
+
+
+def save(
+    folder: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write checkpoints/step-N; a crash while writing leaves only a .partial folder behind."""
+    final = folder / f"step-{step:07d}"
+    partial = final.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, module in modules.items():
+        tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
+        save_file(tensors, partial / f"{name}.safetensors")
+    torch.save([o.state_dict() for o in optimizers], partial / "optimizer.pt")
+    (partial / STATE).write_text(json.dumps({"step": step, **state}))
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix == "" and (p / STATE).is_file())
+
+
+def restore(
+    path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Load weights and optimiser state in place; returns what `save` got, with the step."""
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(load_file(path / f"{name}.safetensors"))
+        states = torch.load(path / "optimizer.pt", weights_only=True)
+        for optimizer, saved in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(saved)
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+    except (OSError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"{path}: does not fit this recipe and cannot be resumed ({first})"
+        ) from None
+    return state

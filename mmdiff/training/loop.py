@@ -1,0 +1,169 @@
+"""The training loop: one process, bf16 or float32, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mmdiff.config import to_dict
+from mmdiff.data.source import SOURCES
+from mmdiff.errors import TrainingError
+from mmdiff.training import checkpoint
+from mmdiff.training.batches import Batches, batches
+from mmdiff.training.build import build
+from mmdiff.training.objective import batch_loss
+from mmdiff.training.optimizer import make_optimizers
+
+if TYPE_CHECKING:
+    from mmdiff.model import MMDiffModel
+    from mmdiff.training.recipe import Recipe
+
+VALIDATION_BATCHES = 4
+
+
+class Trainer:
+    """A run in its output folder: model, average, optimisers and the step reached."""
+
+    def __init__(self, recipe: Recipe, device: str | None = None) -> None:
+        self.recipe = recipe
+        self.folder = Path(recipe.output)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: MMDiffModel = build(recipe).to(self.device)
+        self.optimizers = make_optimizers(self.model, recipe)
+        self.average = None
+        if recipe.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+        self.step = 0
+        self.seconds = 0.0
+        self._resume_or_start()
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        named: dict[str, torch.nn.Module] = {"model": self.model}
+        if self.average is not None:
+            named["average"] = self.average
+        return named
+
+    def _resume_or_start(self) -> None:
+        found = checkpoint.complete(self.folder / "checkpoints")
+        if found and not self.recipe.resume:
+            raise TrainingError(
+                f"{self.folder} holds a run at {found[-1].name}; "
+                "add resume=true to go on or choose another output="
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.json").write_text(json.dumps(to_dict(self.recipe), indent=2) + "\n")
+        if found:
+            state = checkpoint.restore(found[-1], self.modules, self.optimizers)
+            self.step, self.seconds = state["step"], state["seconds"]
+            _drop_lines_after(self.folder / "log.jsonl", self.step)
+
+    def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        """Train to max_steps, then save the model; `report` hears every step's figures."""
+        torch.manual_seed(self.recipe.seed)
+        stream = batches(
+            self.recipe, self.model.processor, self.model.config.attention_layout, self.step
+        )
+        for batch in stream:
+            began = time.perf_counter()
+            loss, norm = self._update(batch)
+            self.seconds += time.perf_counter() - began
+            row = {
+                "step": self.step,
+                "loss": loss,
+                "norm": norm,
+                "lr": self.recipe.learning_rate(self.step - 1),
+                "seconds": self.seconds,
+            }
+            last = self.step == self.recipe.max_steps
+            if last or self.step % self.recipe.validate_every == 0:
+                row["validation"] = self.validate()
+            self._log(row)
+            if report:
+                report(row)
+            if last or self.step % self.recipe.save_every == 0:
+                self._save()
+        return self.export()
+
+    def _update(self, batch: Any) -> tuple[float, float]:
+        self.model.train()
+        rate = self.recipe.learning_rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        with self._autocast():
+            loss = batch_loss(self.model, batch, self.recipe.objective)
+        loss.backward()
+        loss = loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
+            first = self.step * self.recipe.batch_size
+            raise TrainingError(
+                f"loss {float(loss)} with gradient norm {float(norm)} at step {self.step}, samples "
+                f"{first} to {first + self.recipe.batch_size - 1}; lower lr or check these rows"
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        return float(loss), float(norm)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.device, torch.bfloat16, enabled=enabled)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Loss on fixed validation samples and masks, by the averaged weights if there are."""
+        model = self.averaged()
+        model.eval()
+        source = SOURCES.get(self.recipe.data)()
+        packed = model.config.attention_layout != "full"
+        dataset = Batches(source, self.model.processor, self.recipe, packed, "validation")
+        with self._autocast():
+            losses = [
+                float(batch_loss(model, dataset[i], self.recipe.objective))
+                for i in range(VALIDATION_BATCHES)
+            ]
+        return sum(losses) / len(losses)
+
+    def averaged(self) -> MMDiffModel:
+        return self.model if self.average is None else self.average.module
+
+    def _log(self, row: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        checkpoint.save(
+            self.folder / "checkpoints",
+            self.step,
+            self.modules,
+            self.optimizers,
+            {"seconds": self.seconds},
+            self.recipe.keep,
+        )
+
+    def export(self) -> Path:
+        """The folder `mmdiff.load` reads: averaged weights in the recipe's dtype, processor."""
+        model = self.averaged()
+        model.processor = self.model.processor
+        model.to(getattr(torch, self.recipe.save_dtype)).save_pretrained(self.folder)
+        model.to(torch.float32)
+        return self.folder
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Figures of steps that the resumed run will take again."""
+    if path.is_file():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))

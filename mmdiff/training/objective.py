@@ -1,0 +1,32 @@
+"""The loss of one batch: corrupt, score the masked cells, weigh."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mmdiff.diffusion.corrupt import corrupt
+from mmdiff.diffusion.losses import cell_weight, denominator, masked_loss
+from mmdiff.diffusion.schedule import mask_probability, mask_slope
+
+if TYPE_CHECKING:
+    from mmdiff.model import MMDiffModel
+    from mmdiff.training.batches import Batch
+    from mmdiff.training.recipe import Objective
+
+
+def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor:
+    """Scalar loss of a batch on the model's device."""
+    device = model.device
+    time, u = batch.time.to(device), batch.u.to(device)
+    clean = batch.canvas.to(device)
+    p = mask_probability(time, objective.schedule, objective.eps)
+    slope = mask_slope(time, objective.schedule, objective.eps)
+    canvas, targets = corrupt(clean, u, p, model.config.mask_token_id)
+    weight = cell_weight(p, canvas.copy, objective.weight, slope)
+    divide = denominator(canvas.writable, canvas.masked, canvas.copy, objective.denominator)
+    masked = canvas.masked
+    logits = model.score(canvas, masked)
+    per_cell = divide.expand_as(masked)[masked]
+    return masked_loss(logits, targets[masked], weight[masked], per_cell)

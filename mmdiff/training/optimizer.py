@@ -1,0 +1,46 @@
+"""Optimisers: AdamW, or Muon for the hidden matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmdiff.training.recipe import Recipe
+
+
+def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Matrices decay, vectors and embeddings do not.
+
+    `muon` (Jordan et al. 2024, torch.optim.Muon) orthogonalises the updates of the backbone's and
+    projector's 2-D weights; update sizes are matched to AdamW's so that one `lr` serves both
+    (Moonlight, arXiv:2502.16982).
+    """
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    matrix = [(n, p) for n, p in params if p.ndim >= 2 and p is not embedding]
+    vector = [p for n, p in params if p.ndim < 2 or p is embedding]
+    muon: list[torch.Tensor] = []
+    if recipe.optimizer == "muon":
+        muon = [p for n, p in matrix if p.ndim == 2]
+    rest = [p for n, p in matrix if not any(p is m for m in muon)]
+    groups = [
+        {"params": rest, "weight_decay": recipe.weight_decay},
+        {"params": vector, "weight_decay": 0.0},
+    ]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+    ]
+    if muon:
+        made.append(
+            torch.optim.Muon(
+                muon,
+                lr=recipe.lr,
+                weight_decay=recipe.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return made
