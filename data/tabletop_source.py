@@ -16,6 +16,9 @@ CAPTION_REQUESTS = (
     "write a caption.",
 )
 CAPTION_CELLS, ANSWER_CELLS = 64, 8
+# Shapes are learned first on single big objects: on crowded tables alone a small encoder stays
+# with colours for thousands of steps. Training samples below the number are of that stage.
+STAGES = {"one": 8_000, "few": 20_000}
 VALIDATION_SEED = 7919  # samples of another seed are other scenes
 
 
@@ -25,7 +28,10 @@ class Tabletop:
         """A caption request and `turns` questions about one scene."""
         if split == "validation":
             seed += VALIDATION_SEED
-        made = tabletop.training_example(index, seed, turns)
+            stage = "all"
+        else:
+            stage = next((name for name, end in STAGES.items() if index < end), "all")
+        made = tabletop.training_example(index, seed, turns, stage)
         # Half of the requests are the default one, the rest go round the others.
         request = CAPTION_REQUESTS[0 if index % 2 else index // 2 % len(CAPTION_REQUESTS)]
         caption = Turn(request, made.caption, CAPTION_CELLS)

@@ -11,7 +11,7 @@ from mmdiff.decoding.settings import Decoding, limited
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads.base import Example, Head
-from mmdiff.processing import Row, collate, prompt_row
+from mmdiff.processing import Row, collate, part_picture, prompt_row
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -59,6 +59,8 @@ def fill(
         pictures += example.images
     pixels = processor.pixels(pictures) if pictures else None
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id).to(model.device)
+    if model.config.picture_apart:
+        part_picture(canvas)
     if examples[0].template is not None:
         settings = limited(settings, canvas.shape[1] - canvas.prompt_length)
     filled = decode(model, canvas, settings, processor.end_id)

@@ -27,7 +27,8 @@ class MMDiffConfig(PreTrainedConfig):
 
     `text_config` and `vision_config` are plain dicts (a transformers `model_type` with its sizes; a
     vision encoder's `spec()`), `projector` the projector's kind and options. `vocab_used` cuts off
-    vocabulary rows that no token uses: they can never be generated. `decoding` holds the default
+    vocabulary rows that no token uses: they can never be generated. `picture_apart`: trained on
+    packed rows, where picture cells never see the question behind them. `decoding` holds the default
     decoding settings the checkpoint was meant for.
     """
 
@@ -39,6 +40,7 @@ class MMDiffConfig(PreTrainedConfig):
         vision_config: dict[str, Any] | None = None,
         projector: dict[str, Any] | None = None,
         attention_layout: str = "full",
+        picture_apart: bool = False,
         shift: bool = False,
         mask_token_id: int = 0,
         image_token_id: int | None = None,
@@ -51,6 +53,7 @@ class MMDiffConfig(PreTrainedConfig):
         self.vision_config = vision_config
         self.projector = projector
         self.attention_layout = attention_layout
+        self.picture_apart = picture_apart
         self.shift = shift
         self.mask_token_id = mask_token_id
         self.image_token_id = image_token_id

@@ -251,6 +251,21 @@ def collate(
     return canvas
 
 
+def part_picture(canvas: Canvas) -> None:
+    """Put the cells behind each row's last picture cell into segment 1, as packed rows have them.
+
+    For checkpoints trained on packed rows (`picture_apart`): picture cells then never see the
+    question, in training and in use alike.
+    """
+    if canvas.features is None:
+        return
+    pictured = torch.zeros_like(canvas.valid).flatten()
+    pictured[canvas.features.cells] = True
+    from_here_on = pictured.view_as(canvas.valid).flip(1).cumsum(1).flip(1) > 0
+    has_picture = from_here_on.any(1, keepdim=True)
+    canvas.segment = (~from_here_on & has_picture).long()
+
+
 def _features(
     rows: Sequence[Row], canvas: Canvas, pixel_values: Tensor, image: int | None
 ) -> Features:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas, Features
 from mmdiff.errors import InputError
+from mmdiff.processing import part_picture
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -34,12 +35,20 @@ def canvas_from_ids(
         raise InputError(
             f"attention_mask {tuple(valid.shape)} and input_ids {tuple(ids.shape)} differ in shape"
         )
+    if ids.numel() == 0:
+        raise InputError("input_ids are empty; give at least one id per row")
     if (ids == PLACEHOLDER).any():
+        if pixel_values is None:
+            raise InputError(f"input_ids hold {PLACEHOLDER} for pictures, but no pixel_values came")
         ids, valid = _expand_raw(model, ids, valid)
     if int(ids.max()) >= model.backbone.config.vocab_size or int(ids.min()) < 0:
         raise InputError("input_ids hold an id outside the vocabulary")
     zeros = torch.zeros_like(ids)
     answer = torch.zeros_like(valid) if writable is None else writable.bool()
+    if answer.shape != ids.shape:
+        raise InputError(
+            f"writable {tuple(answer.shape)} and the expanded ids {tuple(ids.shape)} differ in shape"
+        )
     canvas = Canvas(
         ids=ids,
         masked=torch.zeros_like(answer),
@@ -64,6 +73,8 @@ def canvas_from_ids(
             )
         source = torch.arange(cells.numel(), device=cells.device)
         canvas.features = Features(pixel_values, source, cells)
+    if model.config.picture_apart:
+        part_picture(canvas)
     return canvas
 
 
@@ -97,7 +108,7 @@ def extend_canvas(prompt: Canvas, draft: Tensor, mask_id: int) -> Canvas:
         "writable": (prompt.writable, holes),
         "valid": (prompt.valid, torch.ones_like(holes)),
         "block": (prompt.block, zeros + 1),
-        "segment": (prompt.segment, zeros),
+        "segment": (prompt.segment, prompt.segment[:, -1:].expand_as(draft)),
         "copy": (prompt.copy, zeros),
         "position": (prompt.position, end + steps),
     }

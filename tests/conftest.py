@@ -1,5 +1,6 @@
-"""Settings for every test: offline, one thread per process."""
+"""Settings and models for every test: offline, one thread per process."""
 
+import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,3 +15,25 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> str:
+    """A folder holding the tiny random model."""
+    from tests.helpers import tiny_checkpoint
+
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("model") / "random"))
+
+
+@pytest.fixture(scope="session")
+def _sharp_model():
+    from tests.helpers import sharp_model
+
+    return sharp_model()
+
+
+@pytest.fixture
+def model(_sharp_model, monkeypatch):
+    """The sharp tiny model, with a config of its own that a test may change."""
+    monkeypatch.setattr(_sharp_model, "config", copy.deepcopy(_sharp_model.config))
+    return _sharp_model

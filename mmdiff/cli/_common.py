@@ -20,6 +20,10 @@ from mmdiff.errors import MMDiffError, SettingError
 from mmdiff.loading import load, read_config, resolve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
     from mmdiff.decoding.settings import Decoding
     from mmdiff.heads.tasks import Generation
     from mmdiff.images import Picture
@@ -66,6 +70,20 @@ class Session:
         if isinstance(settings.get("seed"), list):
             settings["seed"] = [settings["seed"][number] for number in numbers]
         return self.model.run(self.head, inputs, **settings) if inputs else []
+
+    def trace_to(self, path: Path) -> None:
+        """Keep every step, for an animation at `path`, which must be a place to write to."""
+        from mmdiff.animate import check_target
+
+        check_target(path)
+        self.settings["trace"] = True
+
+    def draw(self, picture: Image.Image, made: Generation, path: Path) -> None:
+        """Write the animation of an answer."""
+        from mmdiff.animate import animate
+
+        assert self.model.processor is not None  # the answer could not have been made without
+        animate(picture, made.trace or [], self.model.processor, path)
 
     def check_seeds(self, rows: int) -> None:
         """A list of seeds must have one for each row."""

@@ -54,14 +54,9 @@ def caption(
         raise InputError(f"--animate draws one picture, got {len(files)}; run it once for each")
     session = Session("caption", model, assignments, device)
     if animate:
-        from mmdiff.animate import check_target
-
-        check_target(animate)
-        session.settings["trace"] = True
+        session.trace_to(animate)
     report = Report(as_json, many=len(files) > 1)
     for picture, made in over_files(session, files, prompt, report):
         if animate:
-            from mmdiff.animate import animate as draw
-
-            draw(picture.image, made.trace or [], session.model.processor, animate)
+            session.draw(picture.image, made, animate)
     return report.code

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PICTURES = Path(__file__).parent.parent / "pictures"
 # Two scenes of mmdiff.data.worlds.tabletop that no training run sees, and a plain drawing.
-QUESTIONS = {
+QUESTIONS: dict[str, tuple[str, ...]] = {
     "table.png": ("what colour is the heart?", "how many objects are there?", "is there a star?"),
     "toys.jpg": ("how many triangles are there?", "is there a red star?"),
     "drawing.png": ("what colour is the square?", "how many circles are there?"),
@@ -53,12 +53,9 @@ def demo(
     session = Session("caption", model, assignments, device)
     asking = Session("answer", model, assignments, device)
     if animate:
-        from mmdiff.animate import check_target
-
-        check_target(animate)
-        session.settings["trace"] = True
+        session.trace_to(animate)
     # Yours first; a picture that cannot be read is told before the model loads.
-    plan = dict.fromkeys(files, OWN_QUESTIONS)
+    plan: dict[str, tuple[str, ...]] = dict.fromkeys(files, OWN_QUESTIONS)
     plan |= {str(PICTURES / name): asked for name, asked in QUESTIONS.items()}
     pictures = {file: read_picture(file).image for file in plan}
     asking.model = session.model
@@ -66,11 +63,7 @@ def demo(
     for file, asked in plan.items():
         rows += run(session, asking, file, pictures[file], asked)
     if animate:
-        from mmdiff.animate import animate as draw
-
-        draw(
-            next(iter(pictures.values())), rows[0][2].trace or [], session.model.processor, animate
-        )
+        session.draw(next(iter(pictures.values())), rows[0][2], animate)
     show(rows, as_json, model)
 
 

@@ -46,7 +46,8 @@ def describe(folder: Path) -> dict[str, Any]:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(f"{folder}/config.json describes no model ({reason})") from error
     parameters = count_parameters(model)
-    text, vision = model.backbone.config, model.vision
+    text: Any = model.backbone.config
+    vision = model.vision
     return {
         "family": config.model_type,
         "parameters": parameters,

@@ -45,10 +45,11 @@ def train(
     if as_json:
         say_json({"summary": summary})
     else:
-        say(
-            f"{summary['output']}: {made.max_steps} steps, loss {summary['loss']:.4f}, "
-            f"validation {summary['validation']:.4f}, {summary['seconds']:.0f} s"
-        )
+        figures = [
+            f"{name} {summary[name]:.4f}" for name in ("loss", "validation") if summary[name]
+        ]
+        words = [f"{summary['steps']} steps", *figures, f"{summary['seconds']:.0f} s"]
+        say(f"{summary['output']}: {', '.join(words)}")
 
 
 def read_recipe(name: str, over: dict[str, Any]) -> Recipe:
@@ -87,14 +88,12 @@ def run(recipe: Recipe, as_json: bool) -> dict[str, Any]:
 
     logging.disable_progress_bar()
     trainer = prepare(Trainer, recipe)
-    first, last = trainer.step, {"loss": float("nan"), "seconds": trainer.seconds}
-    validation = float("nan")
-    with Progress(recipe.max_steps, "steps", done=first) as progress:
+    # None where a resumed run has no step left to take.
+    last: dict[str, Any] = {"loss": None, "validation": None, "seconds": trainer.seconds}
+    with Progress(recipe.max_steps, "steps", done=trainer.step) as progress:
 
         def report(row: dict[str, Any]) -> None:
-            nonlocal validation
             last.update(row)
-            validation = row.get("validation", validation)
             rate = row["step"] * recipe.batch_size / max(row["seconds"], 1e-9)
             progress.advance(1, f"loss {row['loss']:.3f}  {rate:.1f} examples/s")
             if as_json:
@@ -103,9 +102,9 @@ def run(recipe: Recipe, as_json: bool) -> dict[str, Any]:
         folder = trainer.run(report)
     return {
         "output": str(folder),
-        "steps": recipe.max_steps,
+        "steps": trainer.step,
         "loss": last["loss"],
-        "validation": validation,
+        "validation": last["validation"],
         "seconds": round(last["seconds"], 2),
     }
 

@@ -14,6 +14,7 @@ from mmdiff.decoding.choose import ACCEPTS, ORDERS
 from mmdiff.decoding.propose import propose
 from mmdiff.decoding.settings import Decoding, with_seed
 from mmdiff.decoding.stop import STOPS
+from mmdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -82,6 +83,8 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         score = _spread(order(proposal, key), need, float("-inf"))
         probability = _spread(proposal.probability, need, 0.0)
         accept = accept_rule(score, probability, live, rows)
+        if not bool(accept.any(1).all()):
+            raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
         live.write(_spread(proposal.tokens, need, 0), accept, filled.calls)
         stop(live, end_id)
         filled.nfe[rows] += 1

@@ -57,7 +57,7 @@ def sample(logits: Tensor, u: Tensor, top_p: float = 1.0, top_k: int = 0) -> Ten
     """
     if top_k == 0 and top_p == 1.0:
         return _invert(logits.float().softmax(1), u)
-    logits, ids = logits.float().sort(1, descending=True, stable=True)
+    logits, ids = logits.float().sort(dim=1, descending=True, stable=True)
     if top_k:
         logits[:, top_k:] = float("-inf")
     chance = logits.softmax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,10 +43,10 @@ class Decoding:
         _between("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise SettingError("top_p=0 keeps no token; use a value in (0, 1]")
-        if self.temperature < 0 or self.top_k < 0:
-            raise SettingError("temperature and top_k must not be negative")
-        if self.shift <= 0:
-            raise SettingError(f"shift={self.shift} must be above 0")
+        if not 0 <= self.temperature < math.inf or self.top_k < 0:
+            raise SettingError("temperature and top_k must be finite and not negative")
+        if not 0 < self.shift < math.inf:
+            raise SettingError(f"shift={self.shift} must be finite and above 0")
         if self.steps is not None and self.steps < self.blocks:
             raise SettingError(
                 f"steps={self.steps} is fewer than the {self.blocks} blocks of {self.block_length} "
@@ -68,12 +69,12 @@ def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update(layer)
-    name, options = parse_rule(str(merged.get("accept", "schedule")))
-    if name == "threshold" and options:
+        name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
         merged["accept"] = name
-        merged["threshold"] = options.pop("value", merged.get("threshold", Decoding.threshold))
-    if options:
-        raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
+        if name == "threshold" and "value" in options:
+            merged["threshold"] = options.pop("value")
+        if options:
+            raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
     if isinstance(merged.get("seed"), list):
         merged["seed"] = tuple(merged["seed"])
     return build(Decoding, merged, "decoding settings")

@@ -54,6 +54,8 @@ def bound(
     row-major, of canvases in which exactly these cells are noise.
     """
     cells = answer.numel()
+    if cells == 0:
+        return Bound(0.0, 0.0, samples)
     counts = mask_counts(cells, samples, seed)
     masks = random_masks(cells, counts, seed)
     logits = score(masks)

@@ -51,7 +51,10 @@ def denominator(writable: Tensor, masked: Tensor, copy: Tensor, kind: str = "ans
     elif kind == "batch":
         total = torch.tensor(writable.numel(), device=writable.device)
     elif kind == "row":
-        return answer.sum(1, keepdim=True).clamp(min=1) * rows
+        # A second half in a row of its own belongs to the example of its twin's row.
+        twin = writable.any(1, keepdim=True) & ~answer.any(1, keepdim=True)
+        own = torch.where(twin, writable, answer).sum(1, keepdim=True)
+        return own.clamp(min=1) * (~twin).sum().clamp(min=1)
     else:
         known = ", ".join(DENOMINATORS)
         raise SettingError(f"loss denominator {kind!r} is unknown; choose one of {known}")

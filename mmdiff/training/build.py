@@ -74,6 +74,7 @@ def new_model(spec: NewModel, tokenizer: Any, seed: int) -> MMDiffModel:
         vision_config=build_vision(spec.vision_config).spec(),
         projector=spec.projector,
         attention_layout=spec.attention_layout,
+        picture_apart=spec.attention_layout != "full",
         mask_token_id=ids[MASK],
         image_token_id=ids[IMAGE],
         forbidden_ids=[ids[USER], ids[ASSISTANT]],

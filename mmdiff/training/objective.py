@@ -22,9 +22,14 @@ def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor
     time, u = batch.time.to(device), batch.u.to(device)
     clean = batch.canvas.to(device)
     p = mask_probability(time, objective.schedule, objective.eps)
+    weighted_pair = objective.complementary and objective.weight != "one"
+    if weighted_pair:  # 1 / (1 - p) needs a bound as 1 / p does
+        p = p.clamp(max=1 - objective.eps)
     slope = mask_slope(time, objective.schedule, objective.eps)
     canvas, targets = corrupt(clean, u, p, model.config.mask_token_id)
     weight = cell_weight(p, canvas.copy, objective.weight, slope)
+    if weighted_pair:  # each half estimates the bound by itself: keep their mean
+        weight = weight / 2
     divide = denominator(canvas.writable, canvas.masked, canvas.copy, objective.denominator)
     masked = canvas.masked
     logits = model.score(canvas, masked)

@@ -1,0 +1,184 @@
+"""Orders and accept rules against loops; ties go to the lowest cell."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdiff.decoding.choose import ACCEPTS, ORDERS, top
+from mmdiff.decoding.loop import set_blocks
+from mmdiff.decoding.propose import propose
+from mmdiff.decoding.settings import Decoding
+from mmdiff.diffusion.schedule import reveal_counts
+from mmdiff.errors import SettingError
+from mmdiff.processing import collate, prompt_row
+
+INF = float("inf")
+
+
+def made(rows=30, vocabulary=7, seed=0):
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+    logits[:, 2] = -INF
+    key = (torch.arange(rows) // 10, torch.arange(rows) % 3, torch.arange(rows) % 10)
+    return propose(logits, key, Decoding()), key
+
+
+def softmax(row):
+    total = math.fsum(math.exp(x) for x in row)
+    return [math.exp(x) / total for x in row]
+
+
+def brute(order, row, token):
+    p = softmax(row)
+    if order == "confidence":
+        return math.log(p[token] / (1 - p[token]))
+    if order == "margin":
+        best = sorted(p, reverse=True)
+        return best[0] - best[1]
+    return math.fsum(x * math.log(x) for x in p if x > 0)
+
+
+@pytest.mark.parametrize("order", ["confidence", "margin", "entropy"])
+def test_order_equals_the_loop(order):
+    proposal, key = made()
+    got = ORDERS.get(order)(proposal, key)
+    rows = proposal.logits.double().tolist()
+    for k, (row, token) in enumerate(zip(rows, proposal.tokens.tolist(), strict=True)):
+        assert float(got[k]) == pytest.approx(brute(order, row, token), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", ["confidence", "margin", "entropy"])
+def test_a_surer_cell_comes_first(order):
+    logits = torch.tensor([[0.0, 1.0, 0.0], [0.0, 4.0, 0.0], [0.0, 2.0, 0.0], [0.0, 9.0, -INF]])
+    key = (torch.zeros(4).long(), torch.zeros(4).long(), torch.arange(4))
+    score = ORDERS.get(order)(propose(logits, key, Decoding()), key)
+    assert score.argsort(descending=True).tolist() == [3, 1, 2, 0]
+    assert bool(score.isfinite().all())
+
+
+def test_random_order_knows_only_the_key():
+    (one, key), (other, _) = made(seed=0), made(seed=1)
+    rule = ORDERS.get("random")
+    assert torch.equal(rule(one, key), rule(other, key))
+    assert rule(one, key).unique().numel() == 30
+    for i in range(3):
+        changed = [k + 50 if i == j else k for j, k in enumerate(key)]
+        assert not torch.equal(rule(one, tuple(changed)), rule(one, key))
+
+
+def test_random_order_is_not_the_number_that_picks_the_token():
+    logits = torch.zeros(400, 2)
+    key = (torch.zeros(400).long(), torch.zeros(400).long(), torch.arange(400))
+    proposal = propose(logits, key, Decoding(temperature=1.0))
+    score = ORDERS.get("random")(proposal, key)
+    ones = score[proposal.tokens == 1]
+    assert abs(float(ones.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / len(ones))
+
+
+def test_left_to_right():
+    proposal, key = made()
+    score = ORDERS.get("left_to_right")(proposal, key)
+    assert score.argsort(descending=True, stable=True)[:3].tolist() == [0, 10, 20]
+    assert torch.equal(score, -key[2].float())
+
+
+@given(st.data())
+def test_top_equals_a_stable_sort(data):
+    values = st.sampled_from([-INF, -2.0, 0.0, 0.5, 1.0, INF])
+    rows = [data.draw(st.lists(values, min_size=6, max_size=6)) for _ in range(3)]
+    counts = data.draw(st.lists(st.integers(0, 8), min_size=3, max_size=3))
+    got = top(torch.tensor(rows), torch.tensor(counts)).tolist()
+    for row, count, chosen in zip(rows, counts, got, strict=True):
+        best = sorted(range(6), key=lambda i: (-row[i], i))[:count]
+        assert chosen == [i in best and row[i] > -INF for i in range(6)]
+
+
+def test_ties_go_to_the_lowest_cell():
+    score = torch.tensor([[0.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    assert top(score, torch.tensor([2, 1])).nonzero().tolist() == [[0, 1], [0, 2], [1, 0]]
+
+
+# Accept rules
+
+
+def canvas(*holes, block_length=None):
+    """Rows with prompts of different lengths; `holes` are strings, x a hole and . a given cell."""
+    rows = [
+        prompt_row([1] * (2 + i), [5] * len(h), [c == "x" for c in h]) for i, h in enumerate(holes)
+    ]
+    canvas = collate(rows, pad_id=0)
+    set_blocks(canvas, block_length)
+    return canvas
+
+
+def play(settings, canvas):
+    """How many cells each row accepts at each step under the schedule rule."""
+    rule = ACCEPTS.get("schedule")(settings, canvas)
+    taken = [[] for _ in range(canvas.shape[0])]
+    while bool(canvas.masked.any()):
+        rows = canvas.masked.any(1).nonzero()[:, 0]
+        live = canvas.select(rows)
+        late = live.block.max() + 1
+        current = torch.where(live.masked, live.block, late).amin(1, keepdim=True)
+        score = torch.where(live.masked & (live.block == current), 0.0, -INF)
+        accept = rule(score, score.exp(), live, rows)
+        for row, number in zip(rows.tolist(), accept.sum(1).tolist(), strict=True):
+            taken[row].append(number)
+        canvas.masked[rows] &= ~accept
+    return taken
+
+
+@pytest.mark.parametrize("schedule", ["linear", "shift", "cosine", "logit_normal"])
+@pytest.mark.parametrize("steps", [1, 3, 8, 20])
+def test_schedule_of_one_block(schedule, steps):
+    settings = Decoding(max_new_tokens=12, steps=steps, schedule=schedule, shift=0.4)
+    got = play(settings, canvas("x" * 12, "x..xx......x"))
+    assert got == [
+        reveal_counts(12, steps, schedule, 0.4),
+        reveal_counts(4, steps, schedule, 0.4),
+    ]
+
+
+def test_without_steps_one_cell_at_a_time():
+    assert play(Decoding(max_new_tokens=5), canvas("xxxxx", "x.x..")) == [[1] * 5, [1] * 2]
+
+
+def test_steps_are_split_over_blocks_remainder_first():
+    settings = Decoding(max_new_tokens=10, steps=5, block_length=4)
+    # Blocks of 4, 4 and 2 cells get 2, 2 and 1 steps.
+    got = play(settings, canvas("x" * 10, "....x.xxxx", block_length=4))
+    assert got == [[2, 2, 2, 2, 2], [2, 1, 2]]
+
+
+def test_a_given_block_costs_no_step():
+    settings = Decoding(max_new_tokens=6, steps=6, block_length=2)
+    assert play(settings, canvas("..xx..", "xxxxxx", block_length=2)) == [[1, 1], [1] * 6]
+
+
+def test_rows_that_leave_do_not_shift_the_others():
+    settings = Decoding(max_new_tokens=8, steps=4, schedule="shift", shift=0.3)
+    holes = ("x.......", "xxxxxxxx", "xx.xx.xx")
+    together = play(settings, canvas(*holes))
+    assert together == [play(settings, canvas(h))[0] for h in holes]
+
+
+def test_unknown_schedule_is_refused_before_the_first_step():
+    with pytest.raises(SettingError, match="Did you mean cosine"):
+        ACCEPTS.get("schedule")(Decoding(schedule="cosin"), canvas("xx"))
+
+
+def test_threshold_accepts_all_sure_cells_and_always_the_best():
+    rule = ACCEPTS.get("threshold")(Decoding(threshold=0.5), canvas("xxxx"))
+    score = torch.tensor([[1.0, -INF, 3.0, 2.0], [-5.0, -4.0, -6.0, -INF], [0.0, 0.0, 0.0, 0.0]])
+    chance = torch.tensor([[0.5, 0.9, 0.8, 0.4999], [0.1, 0.2, 0.1, 0.99], [0.1, 0.1, 0.1, 0.1]])
+    got = rule(score, chance, canvas("xxxx"), torch.arange(3))
+    assert got.nonzero().tolist() == [[0, 0], [0, 2], [1, 1], [2, 0]]
+
+
+def test_threshold_zero_accepts_every_open_cell():
+    rule = ACCEPTS.get("threshold")(Decoding(threshold=0.0), canvas("xx"))
+    score = torch.tensor([[0.3, -INF]])
+    got = rule(score, torch.tensor([[0.0, 0.0]]), canvas("xx"), torch.arange(1))
+    assert got.tolist() == [[True, False]]

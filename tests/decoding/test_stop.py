@@ -1,0 +1,57 @@
+"""Where an answer ends."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdiff.decoding.stop import STOPS, answer_length
+from mmdiff.processing import collate, prompt_row
+
+END, MASK = 1, 0
+
+
+def canvas(ids, masked, writable=None, prompt=(9, 9)):
+    row = prompt_row(prompt, ids, [bool(m) for m in masked])
+    if writable is not None:
+        row.writable[len(prompt) :] = [bool(w) for w in writable]
+    return collate([row], pad_id=0)
+
+
+def stopped(canvas, end_id=END, rule="end_of_text"):
+    STOPS.get(rule)(canvas, end_id)
+    return canvas.ids[0, canvas.prompt_length :].tolist(), canvas.masked[0].sum().item()
+
+
+def test_cells_behind_the_end_become_the_end():
+    ids, left = stopped(canvas([5, MASK, END, MASK, 7, MASK], [0, 1, 0, 1, 0, 1], [1] * 6))
+    assert ids == [5, MASK, END, END, 7, END]
+    assert left == 1
+
+
+def test_cells_before_the_end_stay_open():
+    ids, left = stopped(canvas([MASK, MASK, END], [1, 1, 0], [1] * 3))
+    assert ids == [MASK, MASK, END]
+    assert left == 2
+
+
+def test_nothing_happens_without_an_end():
+    before = [5, MASK, 7]
+    assert stopped(canvas(before, [0, 1, 0], [1] * 3)) == (before, 1)
+    assert stopped(canvas([END, MASK], [0, 1], [1] * 2), end_id=None) == ([END, MASK], 1)
+    assert stopped(canvas([END, MASK], [0, 1], [1] * 2), rule="none") == ([END, MASK], 1)
+
+
+def test_an_end_that_was_given_or_stands_in_the_prompt_is_text():
+    given_end = canvas([END, MASK, MASK], [0, 1, 1], writable=[0, 1, 1], prompt=(END, 9))
+    assert stopped(given_end) == ([END, MASK, MASK], 2)
+
+
+def test_a_masked_cell_that_holds_the_end_is_not_decided():
+    assert stopped(canvas([END, MASK], [1, 1])) == ([END, MASK], 2)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_answer_length_equals_the_loop(rows):
+    got = answer_length(torch.tensor(rows), END).tolist()
+    assert got == [row.index(END) + 1 if END in row else 5 for row in rows]
+    assert answer_length(torch.tensor(rows), None).tolist() == [5] * len(rows)

@@ -1,0 +1,213 @@
+"""Weights, denominators and the loss against float64 loops, and unbiasedness by enumeration."""
+
+import math
+from itertools import combinations, permutations
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmdiff.diffusion.losses import (
+    DENOMINATORS,
+    cell_weight,
+    denominator,
+    masked_loss,
+    shift_right,
+)
+from mmdiff.diffusion.schedule import mask_probability, mask_slope, uniform
+from mmdiff.errors import SettingError
+from mmdiff.processing import collate, packed_row
+from mmdiff.training.batches import Batch
+from mmdiff.training.objective import batch_loss
+from mmdiff.training.recipe import Objective
+
+
+def noise(*shape, seed=0):
+    return uniform(torch.tensor(seed), torch.arange(math.prod(shape))).view(shape)
+
+
+@pytest.mark.parametrize("weight", ["one", "inverse_p", "elbo"])
+def test_weight_cell_by_cell(weight):
+    p, slope = noise(3, 8), noise(3, 8, seed=1)
+    copy = (noise(3, 8, seed=2) * 3).long()
+    got = cell_weight(p, copy, weight, slope)
+    for row in range(3):
+        for cell in range(8):
+            chance = float(p[row, cell])
+            if int(copy[row, cell]) == 2:
+                chance = 1 - chance
+            top = {"one": chance, "inverse_p": 1.0, "elbo": float(slope[row, cell])}[weight]
+            assert float(got[row, cell]) == pytest.approx(top / chance, rel=1e-12)
+
+
+def test_unknown_weight_and_denominator_and_a_missing_slope():
+    p, copy, cells = noise(1, 2), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(SettingError, match="one, inverse_p, elbo"):
+        cell_weight(p, copy, "inverse")
+    with pytest.raises(SettingError):
+        cell_weight(p, copy, "elbo")
+    with pytest.raises(SettingError, match="answer, masked, row, batch"):
+        denominator(cells, cells, copy, "token")
+
+
+def brute_denominators(writable, masked, copy, kind):
+    """One number per row, restated: a pair counts once, wherever its halves stand."""
+    rows, cells = len(writable), len(writable[0])
+    answer = [[w and c != 2 for w, c in zip(*rc, strict=True)] for rc in zip(writable, copy)]
+    if kind == "answer":
+        return [max(1, sum(map(sum, answer)))] * rows
+    if kind == "masked":
+        return [max(1, sum(map(sum, masked)))] * rows
+    if kind == "batch":
+        return [rows * cells] * rows
+    # A row of second halves alone is as long as its answer, and no example of its own.
+    twin = [not sum(a) and any(w) for a, w in zip(answer, writable, strict=True)]
+    own = [sum(w if t else a) for a, w, t in zip(answer, writable, twin, strict=True)]
+    return [max(1, n) * max(1, rows - sum(twin)) for n in own]
+
+
+CANVASES = {
+    "plain": [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+    "packed pairs": [[0, 1, 1, 2, 2], [0, 1, 2, 0, 0], [0, 0, 1, 2, 0]],
+    "pairs in rows": [[1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [1, 1, 1, 1, 1]],
+    "one half alone": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
+}
+
+
+@pytest.mark.parametrize("kind", DENOMINATORS)
+@pytest.mark.parametrize("copies", CANVASES, ids=str)
+def test_denominator_equals_the_loop(kind, copies):
+    copy = torch.tensor(CANVASES[copies])
+    writable = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    masked = writable & (noise(3, 5) < 0.5)
+    got = denominator(writable, masked, copy, kind)
+    expected = brute_denominators(writable.tolist(), masked.tolist(), copy.tolist(), kind)
+    assert got.shape == (3, 1)
+    assert got[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", DENOMINATORS)
+def test_no_denominator_is_zero(kind):
+    empty = torch.zeros(2, 3, dtype=torch.bool)
+    assert int(denominator(empty, empty, torch.zeros(2, 3), kind).min()) >= 1
+
+
+def test_loss_equals_the_loop():
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([3, 0, 10, 5, 5, 1, 9])
+    weight, divide = noise(7).float() * 5, torch.arange(1, 8)
+    expected = 0.0
+    for k in range(7):
+        row = [float(x) for x in logits[k]]
+        log_total = math.log(math.fsum(math.exp(x) for x in row))
+        expected += float(weight[k]) * (log_total - row[int(targets[k])]) / float(divide[k])
+    assert float(masked_loss(logits, targets, weight, divide)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_masked_cell_gives_a_zero_with_gradients():
+    logits = torch.zeros(0, 5, requires_grad=True)
+    empty = torch.zeros(0)
+    loss = masked_loss(logits, empty.long(), empty, empty)
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_narrow_logits_are_summed_in_float32():
+    logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    targets, ones = torch.arange(64), torch.ones(64)
+    loss = masked_loss(logits, targets, ones, ones)
+    exact = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+    assert float(loss) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_shift_right():
+    logits = noise(2, 4, 3)
+    shifted = shift_right(logits)
+    assert torch.equal(shifted[:, 0], logits[:, 0])
+    for i in range(1, 4):
+        assert torch.equal(shifted[:, i], logits[:, i - 1])
+
+
+# Unbiasedness: a "model" is any table of cross-entropies c_i(M) of cell i given the masked set M.
+
+N = 3
+SETS = [frozenset(s) for k in range(N + 1) for s in combinations(range(N), k)]
+TABLE = {(i, s): 0.2 + 3 * float(noise(1, seed=17 * i + 101 * SETS.index(s)))
+         for s in SETS for i in s}  # fmt: skip
+
+
+def any_order_bound():
+    """The mean over all orders of generation of the sum of each cell's cross-entropy."""
+    total = 0.0
+    for order in permutations(range(N)):
+        total += sum(TABLE[cell, frozenset(order[k:])] for k, cell in enumerate(order))
+    return total / math.factorial(N)
+
+
+def expectation(p, weight):
+    """E over Bernoulli(p) masks of sum over masked cells of weight * cross-entropy; p (n,)."""
+    value = torch.zeros_like(p)
+    for s in SETS:
+        chance = p ** len(s) * (1 - p) ** (N - len(s))
+        value += chance * weight * sum(TABLE[i, s] for i in s)
+    return value
+
+
+@pytest.mark.parametrize("copy", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("schedule", "weight"), [("linear", "inverse_p"), ("linear", "elbo"), ("cosine", "elbo")]
+)
+def test_both_halves_of_a_pair_estimate_the_bound(copy, schedule, weight):
+    edges = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    t = (edges[1:] + edges[:-1]) / 2
+    p = mask_probability(t, schedule, eps=0.0)
+    slope = mask_slope(t, schedule, eps=0.0)
+    w = cell_weight(p[None], torch.full((1, len(t)), copy), weight, slope[None])[0]
+    masked_with = 1 - p if copy == 2 else p
+    estimate = float(expectation(masked_with, w).mean())
+    assert estimate == pytest.approx(any_order_bound(), rel=1e-5)
+
+
+class TableModel:
+    """Scores answer cells of a packed row by TABLE: exp(-c) to the target, the rest elsewhere."""
+
+    device = torch.device("cpu")
+    config = SimpleNamespace(mask_token_id=0)
+    target = 1
+
+    def score(self, canvas, need):
+        logits = []
+        for row, cell in need.nonzero().tolist():
+            alike = canvas.writable[row] & (canvas.copy[row] == canvas.copy[row, cell])
+            places = alike.nonzero()[:, 0].tolist()
+            masked = frozenset(places.index(j) for j in places if canvas.masked[row, j])
+            right = math.exp(-TABLE[places.index(cell), masked])
+            logits.append([math.log(1 - right), math.log(right)])
+        return torch.tensor(logits).view(-1, 2)
+
+
+@pytest.mark.parametrize("weight", ["inverse_p", "elbo"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_batch_loss_estimates_the_bound_per_token(weight, copies):
+    runs = 2000
+    row = packed_row([5], [([6], [TableModel.target] * N)], copies)
+    canvas = collate([row], pad_id=0)
+    objective = Objective(complementary=copies == 2, weight=weight, denominator="answer", eps=1e-3)
+    position, values = canvas.position, []
+    for run in range(runs):
+        time = torch.full(position.shape, (run + 0.5) / runs)
+        u = uniform(torch.tensor(run), position).float()
+        values.append(float(batch_loss(TableModel(), Batch(canvas, time, u), objective)))
+    values = torch.tensor(values, dtype=torch.float64)
+    error = float(values.std()) / runs**0.5
+    assert float(values.mean()) == pytest.approx(any_order_bound() / N, abs=4 * error + 2e-3)
+
+
+def test_weight_one_with_a_pair_is_the_mean_over_the_answer():
+    canvas = collate([packed_row([5], [([6], [TableModel.target] * N)], 2)], pad_id=0)
+    time, u = torch.full(canvas.ids.shape, 0.5), uniform(canvas.position).float()
+    loss = batch_loss(TableModel(), Batch(canvas, time, u), Objective())
+    first = frozenset(i for i in range(N) if float(u[0, 2 + i]) < 0.5005)
+    second = frozenset(range(N)) - first
+    expected = sum(TABLE[i, first if i in first else second] for i in range(N)) / N
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
