@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PICTURE ?=
 WORKERS ?= 2
-OLDEST_TORCH ?= 2.6.0
+OLDEST_TORCH ?= 2.9.0
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-all bench lint type clean oldest

@@ -23,12 +23,22 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """What stands at a place of the picture (x, y in fractions of its sides), and its words."""
+
+    x: float
+    y: float
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A picture (PIL, RGB) and independent turns about it."""
+    """A picture (PIL, RGB), independent turns about it, and anchors where a source knows them."""
 
     index: int
     image: Any
     turns: tuple[Turn, ...]
+    anchors: tuple[Anchor, ...] = ()
 
 
 class Source(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmdiff.data.source import SOURCES, Sample, Turn
+from mmdiff.data.source import SOURCES, Anchor, Sample, Turn
 from mmdiff.data.worlds import tabletop
 from mmdiff.data.worlds.tabletop_spec import stream
 from mmdiff.heads.caption import PROMPT
@@ -16,9 +16,6 @@ CAPTION_REQUESTS = (
     "write a caption.",
 )
 CAPTION_CELLS, ANSWER_CELLS = 64, 8
-# Shapes are learned first on single big objects: on crowded tables alone a small encoder stays
-# with colours for thousands of steps. Training samples below the number are of that stage.
-STAGES = {"one": 8_000, "few": 20_000}
 VALIDATION_SEED = 7919  # samples of another seed are other scenes
 
 
@@ -28,15 +25,15 @@ class Tabletop:
         """A caption request and `turns` questions about one scene."""
         if split == "validation":
             seed += VALIDATION_SEED
-            stage = "all"
-        else:
-            stage = next((name for name, end in STAGES.items() if index < end), "all")
-        made = tabletop.training_example(index, seed, turns, stage)
+        made = tabletop.training_example(index, seed, turns)
         # Half of the requests are the default one, the rest go round the others.
         request = CAPTION_REQUESTS[0 if index % 2 else index // 2 % len(CAPTION_REQUESTS)]
         caption = Turn(request, made.caption, CAPTION_CELLS)
         asked = tuple(Turn(qa.question, qa.answer, ANSWER_CELLS) for qa in made.qas)
-        return Sample(index, made.image, (caption, *asked))
+        anchors = tuple(
+            Anchor(o.x, o.y, (o.colour, o.shape, o.size, o.texture)) for o in made.scene.objects
+        )
+        return Sample(index, made.image, (caption, *asked), anchors)
 
     def text(self, seed: int) -> Iterator[str]:
         yield from CAPTION_REQUESTS

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def prefix_cache(
     used = model.config.vocab_used
     ids = torch.randint(300, used, (1, prompt), generator=torch.Generator().manual_seed(0))
     runs: dict[str, list[float]] = {"none": [], "prefix": []}
-    tokens = {}
+    tokens: dict[str, Any] = {}
     for _ in range(rounds):
         for cache, times in runs.items():
             began = time.perf_counter()
@@ -70,7 +71,7 @@ def cold_start(picture: Path, rounds: int = 5) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
-            took = _seconds(lambda c=command: subprocess.run(c, check=True, capture_output=True))
+            took = _seconds(partial(subprocess.run, command, check=True, capture_output=True))
             if number:  # the first round fills the file cache
                 times[name].append(took)
     median = {name: statistics.median(values) for name, values in times.items()}

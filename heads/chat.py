@@ -47,7 +47,8 @@ def _check(message: Any, where: str) -> int:
         raise InputError(f"{where}: the role must be one of {', '.join(ROLES)}")
     content = message.get("content")
     if isinstance(content, str):
-        require_text(content, f"text of {where}")
+        if message["role"] == "user":
+            require_text(content, f"text of {where}")
         return 0
     if not isinstance(content, list):
         raise InputError(f"{where}: content must be text or a list of parts")
@@ -58,4 +59,6 @@ def _check(message: Any, where: str) -> int:
             images += 1
         elif kind != "text" or not isinstance(part.get("text"), str):
             raise InputError(f"{where}: a part must be an image or text")
+    if message["role"] == "user" and not images:
+        require_text("".join(part["text"] for part in content), f"text of {where}")
     return images

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.decoding.loop import Step, decode
-from mmdiff.decoding.settings import Decoding, limited
+from mmdiff.decoding.settings import Decoding, limited, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads.base import Example, Head
 from mmdiff.processing import Row, collate, part_picture, prompt_row
 
 if TYPE_CHECKING:
+    from mmdiff.canvas import Canvas
     from mmdiff.model import MMDiffModel
+    from mmdiff.processing import Processor
 
 
 @dataclass
@@ -26,9 +28,8 @@ class Generation:
     seconds: float
     ids: list[int]
     length: int  # tokens up to and including the first end-of-text
-    trace: list[dict[str, Any]] | None = (
-        None  # one entry per step: ids, masked, accepted, probability
-    )
+    # One entry per step: ids, masked, accepted and probability of the answer region.
+    trace: list[dict[str, Any]] | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -41,19 +42,59 @@ class Generation:
 def fill(
     model: MMDiffModel, task: Head, examples: list[Example], settings: Decoding
 ) -> list[Generation]:
-    """Decode a batch of examples and read every row."""
+    """Decode a batch of examples and read every row.
+
+    Rows with answer regions of different size are decoded apart: `steps` are split over the region.
+    """
+    seeds = with_seed(settings, len(examples))
+    sizes = [len(e.template or ()) or settings.max_new_tokens for e in examples]
+    made: dict[int, Generation] = {}
+    for size in sorted(set(sizes)):
+        members = [i for i, n in enumerate(sizes) if n == size]
+        own = replace(limited(settings, size), seed=tuple(seeds[i] for i in members))
+        filled = _fill(model, task, [examples[i] for i in members], own)
+        made.update(zip(members, filled, strict=True))
+    return [made[i] for i in range(len(examples))]
+
+
+def _fill(
+    model: MMDiffModel, task: Head, examples: list[Example], settings: Decoding
+) -> list[Generation]:
+    """As `fill`, for answer regions of one size."""
     began = time.perf_counter()
     processor = model.processor
     assert processor is not None
+    canvas = compose_canvas(model, processor, examples, settings.max_new_tokens)
+    filled = decode(model, canvas, settings, processor.end_id)
+    start = canvas.prompt_length
+    answers = filled.canvas.ids[:, start:].cpu()
+    lengths = answer_length(answers, processor.end_id).tolist()
+    seconds = (time.perf_counter() - began) / len(examples)
+    return [
+        Generation(
+            text=task.read(processor, ids, examples[i]),
+            nfe=int(filled.nfe[i]),
+            seconds=seconds,
+            ids=ids,
+            length=lengths[i],
+            trace=row_trace(filled.trace, i, start) if settings.trace else None,
+        )
+        for i, ids in enumerate(answers.tolist())
+    ]
+
+
+def compose_canvas(
+    model: MMDiffModel, processor: Processor, examples: list[Example], cells: int
+) -> Canvas:
+    """The canvas of examples whose answer regions have `cells` cells, on the model's device."""
     rows: list[Row] = []
     pictures: list[Any] = []
     for example in examples:
         prompt = processor.expand(processor.prompt_ids(example.messages))
         template, holes = example.template, example.holes
         if template is None or holes is None:
-            template = [processor.mask_id] * settings.max_new_tokens
-            holes = [True] * len(template)
-        _check_length(model, len(prompt) + len(template), len(template))
+            template, holes = [processor.mask_id] * cells, [True] * cells
+        _check_length(model, len(prompt) + cells, cells)
         images = range(len(pictures), len(pictures) + len(example.images))
         rows.append(prompt_row(prompt, template, holes, images))
         pictures += example.images
@@ -61,19 +102,7 @@ def fill(
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id).to(model.device)
     if model.config.picture_apart:
         part_picture(canvas)
-    if examples[0].template is not None:
-        settings = limited(settings, canvas.shape[1] - canvas.prompt_length)
-    filled = decode(model, canvas, settings, processor.end_id)
-    answers = filled.canvas.ids[:, canvas.prompt_length :].cpu()
-    lengths = answer_length(answers, processor.end_id).tolist()
-    seconds = (time.perf_counter() - began) / len(rows)
-    made = []
-    for i, row in enumerate(rows):
-        ids = answers[i, : len(row.ids) - row.prompt].tolist()
-        text = task.read(processor, ids, examples[i])
-        trace = row_trace(filled.trace, i, canvas.prompt_length) if settings.trace else None
-        made.append(Generation(text, int(filled.nfe[i]), seconds, ids, lengths[i], trace))
-    return made
+    return canvas
 
 
 def row_trace(steps: list[Step], row: int, start: int) -> list[dict[str, Any]]:

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from mmdiff.decoding.loop import decode
-from mmdiff.decoding.settings import Decoding, limited, make_decoding
+from mmdiff.decoding.settings import limited, make_decoding, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads.base import HEADS
 from mmdiff.heads.run import Generation, fill
 from mmdiff.images import load_image
-from mmdiff.raw_ids import canvas_from_ids, extend_canvas
+from mmdiff.raw_ids import canvas_from_ids, extend_canvas, left_padded
 
 BATCH = 32  # rows decoded together; larger lists are cut into batches of this size
 
@@ -89,21 +89,26 @@ class Tasks:
         progress: Callable[[int], None] | None = None,
         **decoding: Any,
     ) -> list[Generation]:
-        """Any head over (pictures, text) pairs, batch by batch; `progress` hears finished rows."""
+        """Any head over (pictures, text) pairs, batch by batch; `progress` hears finished rows.
+
+        Raises SettingError when `seed` is a list that has not one seed for each pair.
+        """
         if self.processor is None:
             raise InputError("this checkpoint has no processor files; use generate(input_ids=...)")
         task = HEADS.get(head)()
         settings = make_decoding(task.defaults, self.config.decoding, decoding)
+        seeds = with_seed(settings, len(inputs))
         made: list[Generation] = []
         for start in range(0, len(inputs), batch_size):
-            chunk = inputs[start : start + batch_size]
+            batch = slice(start, start + batch_size)
+            chunk = inputs[batch]
             examples = [
                 task.compose(
                     self.processor, [load_image(i, allow_urls).image for i in images], text
                 )
                 for images, text in chunk
             ]
-            made += fill(self, task, examples, _own_seeds(settings, start, len(chunk)))
+            made += fill(self, task, examples, replace(settings, seed=tuple(seeds[batch])))
             if progress:
                 progress(len(chunk))
         return made
@@ -118,6 +123,8 @@ class Tasks:
     ) -> GenerateOutput:
         """Append `max_new_tokens` cells to raw ids (B, P) and fill them; needs no tokenizer.
 
+        Rows may be padded on either side; `attention_mask` (B, P) is 0 there.
+
         `draft_tokens` (B, N) gives the answer region instead: cells holding the mask id are filled,
         all others stay.
         """
@@ -130,23 +137,17 @@ class Tasks:
             draft_tokens = torch.full(shape, self.config.mask_token_id, device=input_ids.device)
         else:
             settings = limited(settings, draft_tokens.shape[1])
-        canvas = extend_canvas(prompt, draft_tokens, self.config.mask_token_id)
+        # The first answer cell follows its prompt, which a shifted checkpoint scores it from.
+        canvas = extend_canvas(left_padded(prompt), draft_tokens, self.config.mask_token_id)
         filled = decode(self, canvas, settings, end_id)
         answer = filled.canvas.ids[:, length:]
         lengths = answer_length(answer, end_id)
         return GenerateOutput(
-            sequences=filled.canvas.ids,
+            sequences=torch.cat([prompt.ids, answer], dim=1),
             nfe=filled.nfe,
             calls=filled.calls,
             tokens_per_forward=lengths / filled.nfe.clamp(min=1),
         )
-
-
-def _own_seeds(settings: Decoding, start: int, rows: int) -> Decoding:
-    """The part of a per-row seed list that belongs to this batch."""
-    if isinstance(settings.seed, int):
-        return settings
-    return replace(settings, seed=settings.seed[start : start + rows])
 
 
 def _inline_images(messages: Any) -> tuple[Any, list[Any]]:

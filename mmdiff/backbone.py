@@ -6,12 +6,15 @@ The decoder classes are transformers' own (`LlamaModel`, `Qwen2Model`, ...), wit
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdiff.errors import SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class KeyValueCache:
@@ -58,7 +61,7 @@ class KeyValueCache:
         self.values = {layer: v[rows] for layer, v in self.values.items()}
 
 
-def build_decoder(text_config: dict[str, Any], attention: str | None = None) -> nn.Module:
+def build_decoder(text_config: dict[str, Any], attention: str | None = None) -> PreTrainedModel:
     """A bidirectional decoder without head from a transformers config (`model_type` + sizes)."""
     from transformers import AutoConfig, AutoModel
 
@@ -75,7 +78,7 @@ def build_decoder(text_config: dict[str, Any], attention: str | None = None) -> 
 
 
 def run_decoder(
-    decoder: nn.Module,
+    decoder: PreTrainedModel,
     embeds: Tensor,
     position: Tensor,
     mask: Tensor | None,

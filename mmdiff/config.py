@@ -165,7 +165,7 @@ def _describe(kind: Any) -> str:
         return "a list"
     if (origin or kind) is dict or is_dataclass(kind):
         return "a group of settings"
-    return _NAMES.get(kind) or getattr(kind, "__name__", str(kind))
+    return _NAMES.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -284,6 +284,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        result[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merge(below, value)
+        result[key] = value
     return result

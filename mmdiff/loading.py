@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.errors import CheckpointError, nearest
+from mmdiff.errors import CheckpointError, SettingError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +23,16 @@ def resolve(name: str | Path) -> Path:
     if str(name) in BUILT_IN:
         return BUILT_IN[str(name)]
     path = Path(name)
-    if (path / "config.json").is_file():
-        return path
-    if path.is_dir():
+    try:
+        if (path / "config.json").is_file():
+            return path
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name too long to be a path, a folder that may not be entered
+        shown = str(name)[:200]
+        raise CheckpointError(f"model {shown!r} cannot be read ({error.strerror})") from None
+    if is_folder:
         raise CheckpointError(f"{path}: the folder holds no config.json, so it is no checkpoint")
-    if path.exists():
+    if exists:
         raise CheckpointError(f"{path}: a checkpoint is a folder with config.json, not a file")
     known = ", ".join(BUILT_IN)
     raise CheckpointError(
@@ -49,6 +55,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def check_device(name: str | None) -> str | None:
+    """`name` again; SettingError for a device that is unknown or that this machine has not."""
+    if name in (None, "cpu", "cpu:0"):
+        return name
+    if not re.fullmatch(r"(cuda|mps)(:\d{1,3})?", name):
+        raise SettingError(f"device {name}: unknown; use cpu, cuda, cuda:1 or mps")
+    import torch
+
+    kind, _, number = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else int(torch.mps.device_count())
+    if int(number or 0) >= count:
+        raise SettingError(f"device {name}: there are {count} {kind} devices here; use cpu")
+    return name
+
+
 def load(
     name: str | Path = DEFAULT,
     device: str | torch.device | None = None,
@@ -56,14 +77,17 @@ def load(
 ) -> MMDiffModel:
     """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError.
 
-    `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA.
+    `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
+    that is not there raises SettingError.
     """
     import torch
 
     from mmdiff.model import MMDiffModel
 
     folder = resolve(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(str(check_device(str(device))))
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, info = _from_pretrained(MMDiffModel, folder, dtype)

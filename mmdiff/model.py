@@ -28,8 +28,8 @@ class MMDiffConfig(PreTrainedConfig):
     `text_config` and `vision_config` are plain dicts (a transformers `model_type` with its sizes; a
     vision encoder's `spec()`), `projector` the projector's kind and options. `vocab_used` cuts off
     vocabulary rows that no token uses: they can never be generated. `picture_apart`: trained on
-    packed rows, where picture cells never see the question behind them. `decoding` holds the default
-    decoding settings the checkpoint was meant for.
+    packed rows, where picture cells never see the question behind them. `decoding` holds the
+    default decoding settings the checkpoint was meant for.
     """
 
     model_type = "mmdiff"
@@ -118,8 +118,9 @@ class MMDiffModel(Tasks, PreTrainedModel):
             model.processor = Processor.from_pretrained(name)
         return loaded
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Embedding:
+        table: nn.Embedding = self.backbone.get_input_embeddings()
+        return table
 
     @property
     def image_tokens(self) -> int:
@@ -180,9 +181,11 @@ class MMDiffModel(Tasks, PreTrainedModel):
         ids.update(range(config.vocab_used or rows, rows))
         return torch.tensor(sorted(i for i in ids if 0 <= i < rows), device=self.device)
 
-    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        """(K, V) logits of the needed cells (B, L) bool, row-major; no cache."""
-        return self.head(self.pick(self.hidden(canvas, self.embed(canvas)), need))
+    def score(self, canvas: Canvas, need: Tensor, embeds: Tensor | None = None) -> Tensor:
+        """(K, V) logits of the needed cells (B, L) bool, row-major; no cache. `embeds` is what
+        `embed(canvas)` gave, where the caller needed it too."""
+        embeds = self.embed(canvas) if embeds is None else embeds
+        return self.head(self.pick(self.hidden(canvas, embeds), need))
 
     def pick(self, hidden: Tensor, need: Tensor, start: int = 0) -> Tensor:
         """(K, D) hidden states that score the needed cells; `hidden` begins at column `start`.

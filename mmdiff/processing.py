@@ -6,8 +6,9 @@ left, answers on the right, so that the answers of a batch stand in the same col
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,7 @@ class Row:
     copy: list[int] = field(default_factory=list)
     position: list[int] = field(default_factory=list)
     prompt: int = 0
-    images: list[int] = field(
-        default_factory=list
-    )  # index into the batch's pictures, one per picture
+    images: list[int] = field(default_factory=list)  # numbers of its pictures in the batch
 
     def extend(
         self,
@@ -167,18 +166,19 @@ class Processor:
             ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _flatten(self, content: Any, guard: Any) -> str:
+    def _flatten(self, content: Any, guard: Callable[[str], str]) -> str:
         if isinstance(content, str):
-            return str(guard(content))
-        parts = []
-        for part in content:
-            if part["type"] == "image":
-                if self.image_token is None:
-                    raise InputError("this model takes no pictures; leave them out")
-                parts.append(self.image_token)
+            return guard(content)
+        flat = ""
+        # Neighbouring texts are guarded as one: together they may spell a special token.
+        for kind, parts in itertools.groupby(content, key=lambda part: part["type"]):
+            if kind == "text":
+                flat += guard("".join(part["text"] for part in parts))
+            elif self.image_token is None:
+                raise InputError("this model takes no pictures; leave them out")
             else:
-                parts.append(guard(part["text"]))
-        return "".join(parts)
+                flat += self.image_token * len(list(parts))
+        return flat
 
     def expand(self, ids: Sequence[int]) -> list[int]:
         """Every image token repeated to the cells its picture fills."""
@@ -244,7 +244,7 @@ def collate(
             pad = fill.get(name, 0)
             made[name].append([pad] * left + getattr(row, name) + [pad] * right)
         made["valid"].append([False] * left + [True] * len(row.ids) + [False] * right)
-    tensors = {name: torch.tensor(values) for name, values in made.items()}
+    tensors: dict[str, Any] = {name: torch.tensor(values) for name, values in made.items()}
     canvas = Canvas(**tensors, prompt_length=prompt)
     if pixel_values is not None and pixel_values.shape[0]:
         canvas.features = _features(rows, canvas, pixel_values, image)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def canvas_from_ids(
     answer = torch.zeros_like(valid) if writable is None else writable.bool()
     if answer.shape != ids.shape:
         raise InputError(
-            f"writable {tuple(answer.shape)} and the expanded ids {tuple(ids.shape)} differ in shape"
+            f"writable {tuple(answer.shape)} and expanded ids {tuple(ids.shape)} differ in shape"
         )
     canvas = Canvas(
         ids=ids,
@@ -95,6 +95,22 @@ def _expand_raw(model: MMDiffModel, ids: Tensor, valid: Tensor) -> tuple[Tensor,
     return both[..., 0].long(), both[..., 1].bool()
 
 
+def left_padded(prompt: Canvas) -> Canvas:
+    """The same cells with every row's padding moved to its left."""
+    length = prompt.shape[1]
+    order = prompt.valid.long().argsort(dim=1, stable=True)
+    columns: dict[str, Any] = {
+        f.name: value.gather(1, order)
+        for f in fields(prompt)
+        if isinstance(value := getattr(prompt, f.name), Tensor)
+    }
+    features = prompt.features
+    if features is not None:
+        row, cell = features.cells // length, features.cells % length
+        features = replace(features, cells=row * length + order.argsort(dim=1)[row, cell])
+    return replace(prompt, features=features, **columns)
+
+
 def extend_canvas(prompt: Canvas, draft: Tensor, mask_id: int) -> Canvas:
     """A prompt canvas with an answer region of `draft` ids (B, N) behind it."""
     length = prompt.shape[1]
@@ -117,5 +133,5 @@ def extend_canvas(prompt: Canvas, draft: Tensor, mask_id: int) -> Canvas:
         width = length + draft.shape[1]
         cells = features.cells // length * width + features.cells % length
         features = replace(features, cells=cells)
-    tensors = {name: torch.cat(pair, dim=1) for name, pair in joined.items()}
+    tensors: dict[str, Any] = {name: torch.cat(pair, dim=1) for name, pair in joined.items()}
     return replace(prompt, features=features, prompt_length=length, **tensors)

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmdiff.model import MMDiffModel
+    from torch import Tensor
 
+    from mmdiff.model import MMDiffModel
+    from mmdiff.processing import Row
+    from mmdiff.training.batches import Pair
+
+PLACEHOLDER = -200  # one per picture in raw ids
 TEXTS = ["a red circle, a blue square and a green star.", "how many circles are there?"]
 TEXT_CONFIG = {
     "model_type": "llama",
@@ -64,3 +69,30 @@ def sharp_model() -> MMDiffModel:
             if weight.ndim == 2:
                 weight.mul_(1.5 if name.endswith("embed_tokens.weight") else 10)
     return model
+
+
+def ids(rows: int = 2, cells: int = 10, seed: int = 0) -> Tensor:
+    """Random plain ids (rows, cells)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(10, 250, (rows, cells), generator=generator)
+
+
+def pixels(n: int, side: int = 32, seed: int = 0) -> Tensor:
+    """Random pixel values (n, 3, side, side)."""
+    import torch
+
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def separate_prefix(pairs: list[Pair], copies: int, image: int, shared: int) -> list[Row]:
+    """One row per turn and copy, as a packed row shows them: the prompt clean and the `shared`
+    first cells, the picture's, apart from the question."""
+    from mmdiff.training.batches import separate
+
+    rows = separate(pairs, copies, image)
+    for row in rows:
+        row.copy[: row.prompt] = [0] * row.prompt
+        row.segment[:shared] = [0] * shared
+    return rows

@@ -6,7 +6,6 @@ Results go to stdout; errors, notes and progress to stderr.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -17,7 +16,7 @@ import typer
 from mmdiff.cli._progress import Progress
 from mmdiff.config import parse_assignments
 from mmdiff.errors import MMDiffError, SettingError
-from mmdiff.loading import load, read_config, resolve
+from mmdiff.loading import check_device, load, read_config, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,21 +105,6 @@ def check_rules(settings: Decoding) -> None:
     check_name("schedule", settings.schedule, REVEAL_SCHEDULES)
     if settings.cache != "auto":
         CACHES.get(settings.cache)
-
-
-def check_device(name: str | None) -> str | None:
-    """`name` again; SettingError for a device that is unknown or that this machine has not."""
-    if name is None or name == "cpu":
-        return name
-    kind, _, number = name.partition(":")
-    if not re.fullmatch(r"(cuda(:\d{1,3})?|mps)", name):
-        raise SettingError(f"--device {name}: unknown; use cpu, cuda, cuda:1 or mps")
-    import torch
-
-    count = torch.cuda.device_count() if kind == "cuda" else int(torch.mps.device_count())
-    if int(number or 0) >= count:
-        raise SettingError(f"--device {name}: there are {count} {kind} devices here; use cpu")
-    return name
 
 
 class Report:

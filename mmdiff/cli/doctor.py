@@ -7,9 +7,12 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 # (distribution, module, extra); "" is the core, "optional" is used where present
 PACKAGES = (
@@ -101,11 +104,11 @@ def machine() -> Finding:
     return Finding("machine", platform.machine(), "ok", note)
 
 
-def matmul_speed(dtype: object, size: int = 512, seconds: float = 0.1) -> float:
+def matmul_speed(dtype: torch.dtype, size: int = 512, seconds: float = 0.1) -> float:
     """GFLOP/s of square CPU matrix products."""
     import torch
 
-    matrix = torch.ones(size, size, dtype=dtype)  # type: ignore[call-overload]
+    matrix = torch.ones(size, size, dtype=dtype)
     matrix @ matrix
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:

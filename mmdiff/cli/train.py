@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,13 @@ import typer
 from mmdiff.cli._common import JsonOption, say, say_json
 from mmdiff.cli._progress import Progress
 from mmdiff.config import build, merge, parse_assignments, read_yaml, split_arguments
-from mmdiff.errors import InputError, SettingError, TrainingError, nearest
+from mmdiff.errors import (
+    InputError,
+    MissingExtraError,
+    SettingError,
+    TrainingError,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from mmdiff.training.recipe import Recipe
@@ -50,6 +57,17 @@ def train(
         ]
         words = [f"{summary['steps']} steps", *figures, f"{summary['seconds']:.0f} s"]
         say(f"{summary['output']}: {', '.join(words)}")
+    draw_curve(made.output)
+
+
+def draw_curve(output: str) -> None:
+    """loss.png beside the log, where matplotlib is installed."""
+    from mmdiff.training.curve import draw
+
+    try:
+        draw(Path(output) / "log.jsonl", Path(output) / "loss.png")
+    except MissingExtraError as error:
+        print(f"mmdiff: note: no loss curve was drawn: {error}", file=sys.stderr)
 
 
 def read_recipe(name: str, over: dict[str, Any]) -> Recipe:

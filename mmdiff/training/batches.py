@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,11 +25,16 @@ SEGMENTS = 1024  # more segments than any row packs: index * SEGMENTS + segment 
 
 @dataclass
 class Batch:
-    """A clean canvas, and per cell (B, L) the time t of its answer and a uniform number u."""
+    """A clean canvas, and per cell (B, L) the time t of its answer and a uniform number u.
+
+    `anchor_cells` (A,) are flat canvas cells, `anchor_words` (A,) ids of words that hold there.
+    """
 
     canvas: Canvas
     time: Tensor
     u: Tensor
+    anchor_cells: Tensor | None = None
+    anchor_words: Tensor | None = None
 
 
 Pair = tuple[list[int], list[int]]  # expanded prompt ids, answer ids with end-of-text padding
@@ -108,7 +114,33 @@ class Batches(Dataset):
             owner += [sample.index] * len(made)
         pixels = processor.pixels([s.image for s in samples])
         canvas = collate(rows, processor.end_id, pixels, processor.image_token_id)
-        return with_noise(canvas, torch.tensor(owner), recipe.seed)
+        batch = with_noise(canvas, torch.tensor(owner), recipe.seed)
+        batch.anchor_cells, batch.anchor_words = anchor_targets(samples, canvas, processor)
+        return batch
+
+
+def anchor_targets(
+    samples: list[Sample], canvas: Canvas, processor: Processor
+) -> tuple[Tensor, Tensor]:
+    """(A,) flat canvas cells and (A,) word ids: what stands in the grid cell of each anchor.
+
+    Words of several tokens are left out; so are anchors where tokens form no square grid.
+    """
+    assert canvas.features is not None
+    tokens = processor.image.tokens
+    side = math.isqrt(tokens)
+    first = {int(s): i for i, s in reversed(list(enumerate(canvas.features.source.tolist())))}
+    cells, words = [], []
+    for picture, sample in enumerate(samples):
+        for anchor in sample.anchors if side * side == tokens else ():
+            place = int(anchor.y * side) * side + int(anchor.x * side)
+            cell = int(canvas.features.cells[first[picture * tokens + place]])
+            for word in anchor.words:
+                ids = processor.encode(word)
+                if len(ids) == 1:
+                    cells.append(cell)
+                    words += ids
+    return torch.tensor(cells, dtype=torch.long), torch.tensor(words, dtype=torch.long)
 
 
 def with_noise(canvas: Canvas, index: Tensor, seed: int) -> Batch:

@@ -66,12 +66,12 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 def new_model(spec: NewModel, tokenizer: Any, seed: int) -> MMDiffModel:
     """A randomly initialised model around a tokenizer."""
-    torch.manual_seed(seed)
+    vision = build_vision(spec.vision_config)
     used = len(tokenizer)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     config = MMDiffConfig(
         text_config={**spec.text_config, "vocab_size": -(-used // 8) * 8},
-        vision_config=build_vision(spec.vision_config).spec(),
+        vision_config=vision.spec(),
         projector=spec.projector,
         attention_layout=spec.attention_layout,
         picture_apart=spec.attention_layout != "full",
@@ -85,7 +85,6 @@ def new_model(spec: NewModel, tokenizer: Any, seed: int) -> MMDiffModel:
     )
     torch.manual_seed(seed)
     model = MMDiffModel(config)
-    vision = model.vision
     image = ImageSettings(
         size=vision.image_size,
         mean=tuple(vision.mean),

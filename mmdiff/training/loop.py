@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,7 +19,7 @@ from mmdiff.training import checkpoint
 from mmdiff.training.batches import Batches, batches
 from mmdiff.training.build import build
 from mmdiff.training.objective import batch_loss
-from mmdiff.training.optimizer import make_optimizers
+from mmdiff.training.optimizer import make_optimizers, set_rate
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -36,6 +36,9 @@ class Trainer:
         self.folder = Path(recipe.output)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model: MMDiffModel = build(recipe).to(self.device)
+        if self.model.processor is None:
+            raise TrainingError(f"{recipe.model} holds no processor files, which training needs")
+        self.processor = self.model.processor
         self.optimizers = make_optimizers(self.model, recipe)
         self.average = None
         if recipe.ema:
@@ -58,19 +61,21 @@ class Trainer:
                 f"{self.folder} holds a run at {found[-1].name}; "
                 "add resume=true to go on or choose another output="
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.json").write_text(json.dumps(to_dict(self.recipe), indent=2) + "\n")
+        if self.recipe.resume and not found:
+            raise TrainingError(
+                f"{self.folder} holds no checkpoint to resume from; leave resume=true out to start"
+            )
         if found:
             state = checkpoint.restore(found[-1], self.modules, self.optimizers)
             self.step, self.seconds = state["step"], state["seconds"]
-            _drop_lines_after(self.folder / "log.jsonl", self.step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.json").write_text(json.dumps(to_dict(self.recipe), indent=2) + "\n")
+        _keep_lines_to(self.folder / "log.jsonl", self.step)
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> Path:
         """Train to max_steps, then save the model; `report` hears every step's figures."""
         torch.manual_seed(self.recipe.seed)
-        stream = batches(
-            self.recipe, self.model.processor, self.model.config.attention_layout, self.step
-        )
+        stream = batches(self.recipe, self.processor, self.model.config.attention_layout, self.step)
         for batch in stream:
             began = time.perf_counter()
             loss, norm = self._update(batch)
@@ -79,7 +84,7 @@ class Trainer:
                 "step": self.step,
                 "loss": loss,
                 "norm": norm,
-                "lr": self.recipe.learning_rate(self.step - 1),
+                "lr": self.recipe.lr * self.recipe.rate(self.step - 1),
                 "seconds": self.seconds,
             }
             last = self.step == self.recipe.max_steps
@@ -94,10 +99,7 @@ class Trainer:
 
     def _update(self, batch: Any) -> tuple[float, float]:
         self.model.train()
-        rate = self.recipe.learning_rate(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        set_rate(self.optimizers, self.recipe.rate(self.step))
         with self._autocast():
             loss = batch_loss(self.model, batch, self.recipe.objective)
         loss.backward()
@@ -128,7 +130,7 @@ class Trainer:
         model.eval()
         source = SOURCES.get(self.recipe.data)()
         packed = model.config.attention_layout != "full"
-        dataset = Batches(source, self.model.processor, self.recipe, packed, "validation")
+        dataset = Batches(source, self.processor, self.recipe, packed, "validation")
         with self._autocast():
             losses = [
                 float(batch_loss(model, dataset[i], self.recipe.objective))
@@ -137,7 +139,7 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def averaged(self) -> MMDiffModel:
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast("MMDiffModel", self.average.module)
 
     def _log(self, row: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
@@ -156,14 +158,22 @@ class Trainer:
     def export(self) -> Path:
         """The folder `mmdiff.load` reads: averaged weights in the recipe's dtype, processor."""
         model = self.averaged()
-        model.processor = self.model.processor
+        model.processor = self.processor
         model.to(getattr(torch, self.recipe.save_dtype)).save_pretrained(self.folder)
         model.to(torch.float32)
         return self.folder
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Figures of steps that the resumed run will take again."""
-    if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+def _keep_lines_to(path: Path, step: int) -> None:
+    """Drop the figures of steps still to be taken, and a line that a crash cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            done = json.loads(line)["step"] <= step
+        except ValueError:
+            continue
+        if done:
+            kept.append(line + "\n")
+    path.write_text("".join(kept))

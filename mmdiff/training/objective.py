@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.diffusion.corrupt import corrupt
@@ -32,6 +33,19 @@ def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor
         weight = weight / 2
     divide = denominator(canvas.writable, canvas.masked, canvas.copy, objective.denominator)
     masked = canvas.masked
-    logits = model.score(canvas, masked)
     per_cell = divide.expand_as(masked)[masked]
-    return masked_loss(logits, targets[masked], weight[masked], per_cell)
+    answer = targets[masked], weight[masked], per_cell
+    if not objective.anchors or batch.anchor_cells is None or batch.anchor_words is None:
+        return masked_loss(model.score(canvas, masked), *answer)
+    embeds = model.embed(canvas)
+    loss = masked_loss(model.score(canvas, masked, embeds), *answer)
+    seen = embeds.flatten(0, 1)[batch.anchor_cells.to(device)]
+    return loss + objective.anchors * anchor_loss(model, seen, batch.anchor_words.to(device))
+
+
+def anchor_loss(model: MMDiffModel, seen: Tensor, words: Tensor) -> Tensor:
+    """Mean cross-entropy of the words (A,) that hold in projected picture cells (A, D), read by the
+    model's own head: the picture's cells then speak the language of the backbone."""
+    if words.numel() == 0:
+        return seen.sum() * 0
+    return F.cross_entropy(model.head(seen).float(), words)

@@ -6,20 +6,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from torch import nn
+from mmdiff.errors import SettingError
 
+if TYPE_CHECKING:
+    from mmdiff.model import MMDiffModel
     from mmdiff.training.recipe import Recipe
 
 
-def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: MMDiffModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Matrices decay, vectors and embeddings do not.
 
     `muon` (Jordan et al. 2024, torch.optim.Muon) orthogonalises the updates of the backbone's and
-    projector's 2-D weights; update sizes are matched to AdamW's so that one `lr` serves both
-    (Moonlight, arXiv:2502.16982).
+    projector's 2-D weights; update sizes are matched to AdamW's (Moonlight, arXiv:2502.16982).
+    Raises SettingError where torch has no Muon.
     """
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    if recipe.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise SettingError(f"torch {torch.__version__} has no Muon; use optimizer=adamw")
+    embedding = model.get_input_embeddings().weight
     params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     matrix = [(n, p) for n, p in params if p.ndim >= 2 and p is not embedding]
     vector = [p for n, p in params if p.ndim < 2 or p is embedding]
@@ -38,9 +41,19 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
         made.append(
             torch.optim.Muon(
                 muon,
-                lr=recipe.lr,
+                lr=recipe.muon_lr or recipe.lr,
                 weight_decay=recipe.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
         )
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
     return made
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Every group's learning rate becomes its peak times `rate`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate

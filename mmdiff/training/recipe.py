@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ class Objective:
     denominator: Literal["answer", "masked", "row", "batch"] = "answer"
     schedule: Literal["linear", "cosine"] = "linear"
     eps: float = 1e-3
+    anchors: float = 0.0  # weight of the loss that picture cells name what stands in them
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Recipe:
     row_cells: int = 288  # prefix layout: the turns that fit share a row behind the picture's cells
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
+    muon_lr: float | None = None  # of optimizer=muon's matrices; None: lr
     warmup_steps: int = 100
     min_lr_ratio: float = 0.05
     decay: Literal["cosine", "linear"] = "cosine"
@@ -72,13 +75,12 @@ class Recipe:
         if self.turns < 0 or self.workers < 0 or self.warmup_steps < 0:
             raise SettingError("turns, workers and warmup_steps must not be negative")
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine or linear decay to min_lr_ratio * lr at max_steps."""
-        import math
-
+    def rate(self, step: int) -> float:
+        """Factor of the learning rates: linear warm-up, then cosine or linear decay to min_lr_ratio
+        at max_steps."""
         if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps
         span = max(1, self.max_steps - self.warmup_steps)
         done = min(1.0, (step - self.warmup_steps) / span)
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.decay == "cosine" else 1 - done
-        return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * left)
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * left

@@ -186,7 +186,7 @@ def test_a_wrong_setting_is_told_before_a_file_is_read(command, setting, words):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:3:4"])
 def test_a_device_that_is_not_here(command, device):
-    one_line(command("caption", "missing.png", "--device", device), f"--device {device}: ")
+    one_line(command("caption", "missing.png", "--device", device), f"device {device}: ")
 
 
 def test_no_picture_at_all(run):

@@ -1,73 +1,31 @@
-"""The decoding loop on a tiny random model: rows on their own, caches, counts, seeds, refusals."""
-
-import itertools
+"""The decoding loop on a tiny random model: rows on their own, counts, seeds, refusals."""
 
 import pytest
 import torch
-from PIL import Image
 
-from mmdiff.decoding.choose import ORDERS
 from mmdiff.decoding.loop import decode
-from mmdiff.decoding.settings import Decoding, make_decoding
+from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import MMDiffError, SettingError
-from mmdiff.processing import collate, prompt_row
-
-CELLS = 6
-REQUESTS = (
-    ("how many circles are there?", "red"),
-    ("a", "blue"),
-    ("is there a green star, a blue square or a red circle?", None),
+from tests.decoding.helpers import (
+    ACCEPTS,
+    HOLES,
+    REQUESTS,
+    RULES,
+    answers,
+    batch,
+    fill,
+    make_row,
+    requests,
 )
-ACCEPTS = ({"accept": "schedule", "steps": 4}, {"accept": "threshold", "threshold": 0.4})
-RULES = [
-    {"order": order, "temperature": temperature, "block_length": block_length, **accept}
-    for order, accept, temperature, block_length in itertools.product(
-        ORDERS.names(), ACCEPTS, (0.0, 1.0), (None, 4)
-    )
-]
-
-
-def make_row(processor, request, colour, holes=None, template=None):
-    """One row and its picture: `holes` of the answer region are to be filled."""
-    parts = [{"type": "image"}] * (colour is not None) + [{"type": "text", "text": request}]
-    prompt = processor.expand(processor.prompt_ids([{"role": "user", "content": parts}]))
-    holes = holes or [True] * CELLS
-    given = template or [processor.mask_id if hole else 20 + i for i, hole in enumerate(holes)]
-    return prompt_row(prompt, given, holes), colour
-
-
-def batch(model, *rows):
-    """A canvas of `make_row` rows; pictures are plain colours."""
-    processor, pictures, made = model.processor, [], []
-    for row, colour in rows:
-        row.images = []
-        if colour is not None:
-            row.images = [len(pictures)]
-            pictures.append(Image.new("RGB", (32, 32), colour))
-        made.append(row)
-    pixels = processor.pixels(pictures) if pictures else None
-    return collate(made, processor.end_id, pixels, processor.image_token_id)
-
-
-def fill(model, *rows, **settings):
-    settings = make_decoding({"max_new_tokens": CELLS, "stop": "none"}, settings)
-    canvas = batch(model, *rows)
-    return decode(model, canvas, settings, model.processor.end_id)
-
-
-def answers(filled):
-    return filled.canvas.ids[:, filled.canvas.prompt_length :].tolist()
-
-
-def requests(model):
-    return [make_row(model.processor, *request) for request in REQUESTS]
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix"])
-@pytest.mark.parametrize("layout", ["full", "prefix", "block"])
-def test_a_batch_equals_its_rows_alone(model, layout, cache):
+@pytest.mark.parametrize(
+    ("layout", "apart"), [("full", False), ("prefix", True), ("prefix", False), ("block", True)]
+)
+def test_a_batch_equals_its_rows_alone(model, layout, apart, cache):
     """Alone nothing is padded, so this is also padded == unpadded."""
-    model.config.attention_layout = layout
+    model.config.attention_layout, model.config.picture_apart = layout, apart
     seen = set()
     for rule in RULES:
         together = fill(model, *requests(model), cache=cache, seed=(5, 6, 7), **rule)
@@ -81,48 +39,12 @@ def test_a_batch_equals_its_rows_alone(model, layout, cache):
     assert len(seen) > 8  # the rules do matter
 
 
-@pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("layout", ["prefix", "block"])
-def test_the_prefix_cache_is_exact(model, layout, shift):
-    model.config.attention_layout, model.config.shift = layout, shift
-    for rule in RULES:
-        runs = [fill(model, *requests(model), cache=c, trace=True, **rule)
-                for c in ("none", "prefix")]  # fmt: skip
-        assert answers(runs[0]) == answers(runs[1]), rule
-        for one, other in zip(runs[0].trace, runs[1].trace, strict=True):
-            torch.testing.assert_close(one.probability, other.probability)
-
-
-@pytest.mark.parametrize("shift", [False, True])
-def test_the_prefix_cache_of_a_full_model_hides_the_answer_from_the_prompt(model, shift):
-    settings = {"cache": "prefix", "temperature": 1.0, "steps": 3}
-    model.config.attention_layout, model.config.shift = "full", shift
-    cached = answers(fill(model, *requests(model), **settings))
-    plain = answers(fill(model, *requests(model), **{**settings, "cache": "none"}))
-    model.config.attention_layout = "prefix"
-    hidden = answers(fill(model, *requests(model), **settings))
-    assert cached != plain
-    # The shifted form feeds the last prompt cell again, which then does see the answer.
-    if not shift:
-        assert cached == hidden
-
-
-def test_the_cache_is_chosen_by_the_layout(model):
-    model.config.attention_layout = "full"
-    auto, plain = (fill(model, *requests(model), cache=c) for c in ("auto", "none"))
-    assert answers(auto) == answers(plain)
-    assert answers(auto) != answers(fill(model, *requests(model), cache="prefix"))
-
-
 def test_the_picture_and_the_question_matter(model):
     one, other = (make_row(model.processor, "a", colour) for colour in ("red", "blue"))
     asked = make_row(model.processor, "b", "red")
     made = answers(fill(model, one, other, asked))
     assert made[0] != made[1]
     assert made[0] != made[2]
-
-
-HOLES = [[True] * 6, [True, False, True, False, True, False], [False, False, False, False, True]]
 
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[-1]], ids=["greedy", "sampled"])
@@ -202,7 +124,7 @@ def test_reserved_ids_are_never_generated(model, temperature):
     for seed in range(12):
         rows = [make_row(model.processor, *r, [True] * 12) for r in REQUESTS]
         settings = {"temperature": temperature, "seed": seed, "steps": 2}
-        made |= set(sum(answers(fill(model, *rows, **settings)), []))
+        made.update(*answers(fill(model, *rows, **settings)))
     assert not made & reserved
     assert max(made) < used
     if temperature:

@@ -53,7 +53,8 @@ def test_unknown_weight_and_denominator_and_a_missing_slope():
 def brute_denominators(writable, masked, copy, kind):
     """One number per row, restated: a pair counts once, wherever its halves stand."""
     rows, cells = len(writable), len(writable[0])
-    answer = [[w and c != 2 for w, c in zip(*rc, strict=True)] for rc in zip(writable, copy)]
+    pairs = zip(writable, copy, strict=True)
+    answer = [[w and c != 2 for w, c in zip(*rc, strict=True)] for rc in pairs]
     if kind == "answer":
         return [max(1, sum(map(sum, answer)))] * rows
     if kind == "masked":

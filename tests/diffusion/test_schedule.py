@@ -194,7 +194,7 @@ def test_uniform_moments_and_independence():
     counts = torch.histc(u, 100, 0, 1)
     chi_square = float(((counts - n / 100) ** 2 / (n / 100)).sum())
     assert chi_square < 99 + 4 * math.sqrt(2 * 99)
-    assert 0 < float(u.min()) and float(u.max()) < 1
+    assert float(u.min()) > 0 and float(u.max()) < 1
 
 
 def test_times_are_evenly_spread_in_every_run_of_indices():

@@ -1,0 +1,112 @@
+"""Packed training rows: equal to separate rows, and to the same requests in use."""
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from mmdiff.data.source import Sample, Turn
+from mmdiff.heads.answer import Answer
+from mmdiff.heads.run import compose_canvas
+from mmdiff.processing import collate, packed_row
+from mmdiff.training.batches import encode_turns, pack, separate, with_noise
+from mmdiff.training.objective import batch_loss
+from mmdiff.training.recipe import Objective
+from tests.helpers import PLACEHOLDER, pixels, separate_prefix
+
+
+def pairs(model):
+    """Expanded prompts with one picture and answers of two turns, as training makes them."""
+    processor = model.processor
+    image = [processor.image_token_id] * model.image_tokens
+    return [
+        ([7, *image, 30, 31, 32], [40, 41, 42, 1]),
+        ([7, *image, 33], [43, 1, 1, 1, 1]),
+        ([7, *image, 34, 35], [44, 1]),
+    ]
+
+
+def packed_and_separate(model, copies):
+    made = []
+    image_id, seed = model.processor.image_token_id, 3
+    for pictures in (1, 2):
+        rows = [pack(pairs(model), image_id, copies, 500, n) for n in range(pictures)]
+        split = []
+        for n in range(pictures):
+            split += separate_prefix(pairs(model), copies, n, 1 + model.image_tokens)
+        for group in (rows, split):
+            owner = torch.arange(pictures).repeat_interleave(len(group) // pictures)
+            canvas = collate(group, 1, pixels(pictures), image_id)
+            made.append(with_noise(canvas, owner, seed))
+    return made
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("weight", ["one", "inverse_p", "elbo"])
+@pytest.mark.parametrize("layout", ["prefix", "block"])
+@torch.inference_mode()
+def test_a_packed_row_equals_separate_rows(model, layout, weight, copies):
+    model.config.attention_layout = layout
+    for kind in ("answer", "masked"):
+        objective = Objective(complementary=copies == 2, weight=weight, denominator=kind)
+        one, split, two, both = (
+            float(batch_loss(model, batch, objective))
+            for batch in packed_and_separate(model, copies)
+        )
+        assert one == pytest.approx(split, rel=1e-5)
+        assert two == pytest.approx(both, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["prefix", "block"])
+@torch.inference_mode()
+def test_a_request_is_seen_as_its_packed_training_row_was(model, layout):
+    """The same cells, masks and picture give the same logits in training and in decoding."""
+    model.config.attention_layout = layout
+    image_id, mask = model.processor.image_token_id, model.processor.mask_id
+    shared = 1 + model.image_tokens
+    turns = [(p[shared:], [mask] * len(a)) for p, a in pairs(model)]
+    canvas = collate(
+        [packed_row(pairs(model)[0][0][:shared], turns, 1, [0])], 1, pixels(1), image_id
+    )
+    trained = model.score(canvas, canvas.writable).split([len(a) for _, a in turns])
+    for (prompt, answer), logits in zip(pairs(model), trained, strict=True):
+        raw = torch.tensor([[7, PLACEHOLDER, *prompt[shared:], *[mask] * len(answer)]])
+        writable = torch.zeros(1, len(prompt) + len(answer)).bool()
+        writable[:, len(prompt) :] = True
+        asked = model(raw, pixel_values=pixels(1), writable=writable).logits[0, len(prompt) :]
+        torch.testing.assert_close(asked, logits)
+        model.config.picture_apart = False  # the picture sees the question, as in no training row
+        other = model(raw, pixel_values=pixels(1), writable=writable).logits[0, len(prompt) :]
+        model.config.picture_apart = True
+        assert not torch.allclose(other, logits)
+
+
+@torch.inference_mode()
+def test_a_head_composes_what_training_packed(model):
+    """From words and a picture, not from ids: every question about it has its training logits."""
+    processor = model.processor
+    picture = Image.new("RGB", (32, 32), "teal")
+    turns = tuple(Turn(q, "a red circle", 8) for q in ("how many?", "is there a blue square?"))
+    pairs = encode_turns(Sample(0, picture, turns), processor, 0)
+    row = pack(pairs, processor.image_token_id, 1, 500, 0)
+    row.ids = [processor.mask_id if w else i for i, w in zip(row.ids, row.writable, strict=True)]
+    canvas = collate([row], 1, processor.pixels([picture]), processor.image_token_id)
+    trained = model.score(canvas, canvas.writable).split([len(a) for _, a in pairs])
+    for turn, (_, answer), logits in zip(turns, pairs, trained, strict=True):
+        example = Answer().compose(processor, [picture], turn.request)
+        asked = compose_canvas(model, processor, [example], len(answer))
+        torch.testing.assert_close(model.score(asked, asked.masked), logits)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@torch.inference_mode()
+def test_a_full_layout_pair_equals_single_rows(model, copies):
+    model.config.attention_layout = "full"
+    rows = separate(pairs(model), copies, 0)
+    canvas = collate(rows, 1, pixels(1), model.processor.image_token_id)
+    together = model.score(canvas, canvas.writable).split([sum(r.writable) for r in rows])
+    for row, logits in zip(rows, together, strict=True):
+        plain = dataclasses.replace(row, copy=[0] * len(row.ids), segment=[0] * len(row.ids))
+        alone = collate([plain], 1, pixels(1), model.processor.image_token_id)
+        torch.testing.assert_close(model.score(alone, alone.writable), logits)

@@ -1,0 +1,214 @@
+"""Runs of six steps: what they leave behind, resuming, and what stops them."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import mmdiff
+from mmdiff.config import build
+from mmdiff.data.tabletop_source import Tabletop
+from mmdiff.errors import SettingError, TrainingError
+from mmdiff.processing import collate
+from mmdiff.training import loop
+from mmdiff.training.batches import Batches, encode_turns, with_noise
+from mmdiff.training.loop import Trainer
+from mmdiff.training.objective import batch_loss
+from mmdiff.training.recipe import Objective, Recipe
+from tests.helpers import TEXT_CONFIG, VISION_CONFIG, separate_prefix
+
+RECIPE = {
+    "model": {
+        "text_config": TEXT_CONFIG,
+        "vision_config": VISION_CONFIG,
+        "projector": {"kind": "mlp2x_gelu"},
+        "vocab_size": 400,
+    },
+    "data": "tabletop",
+    "max_steps": 6,
+    "batch_size": 2,
+    "turns": 2,
+    "row_cells": 160,
+    "optimizer": "muon",
+    "ema": 0.9,
+    "warmup_steps": 2,
+    "workers": 0,
+    "save_every": 3,
+    "validate_every": 6,
+}
+
+
+def shorten_text(patch):
+    """Fitting a tokenizer needs few words here."""
+    plain = Tabletop.text
+    patch.setattr(Tabletop, "text", lambda self, seed: itertools.islice(plain(self, seed), 200))
+
+
+@pytest.fixture(autouse=True)
+def _short_text(monkeypatch):
+    shorten_text(monkeypatch)
+
+
+def recipe(output, **over):
+    return build(Recipe, {**RECIPE, "output": str(output), **over}, "a test")
+
+
+def train(output, **over):
+    rows = []
+    Trainer(recipe(output, **over)).run(rows.append)
+    return rows
+
+
+def interrupted(output, after, **over):
+    """A run that is killed when it has taken step `after`."""
+
+    def stop(row):
+        if row["step"] == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(recipe(output, **over)).run(stop)
+
+
+def logged(output):
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def weights(output):
+    return (output / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of six steps; tests read it and leave it as it is."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_text(patch)
+        train(output)
+    return output
+
+
+def test_a_run_leaves_a_model_that_loads(whole):
+    rows = logged(whole)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert all(row["loss"] > 0 and row["norm"] > 0 for row in rows)
+    assert rows[0]["lr"] == pytest.approx(rows[1]["lr"] / 2)
+    assert rows[-1]["validation"] > 0
+    model = mmdiff.load(whole)
+    assert model.config.picture_apart
+    assert model.caption(Image.new("RGB", (40, 30), "red"), max_new_tokens=3).nfe > 0
+    kept = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert kept == ["step-0000003", "step-0000006"]
+    assert json.loads((whole / "recipe.json").read_text())["max_steps"] == 6
+
+
+def test_resuming_is_bit_identical(whole, tmp_path):
+    output = tmp_path / "run"
+    interrupted(output, after=5)
+    assert len(logged(output)) == 5
+    with (output / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # the crash cut this line short
+    rows = train(output, resume=True)
+    assert [row["step"] for row in rows] == [4, 5, 6]
+    assert logged(output) == logged(whole)
+    assert weights(output) == weights(whole)
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole, tmp_path):
+    before = logged(whole), weights(whole)
+    assert train(whole, resume=True) == []
+    assert (logged(whole), weights(whole)) == before
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_loss_falls_on_a_repeated_batch(tmp_path, monkeypatch, optimizer):
+    plain = Tabletop.sample
+
+    def same(self, index, *rest):
+        return plain(self, 30_000 + index % 2, *rest)
+
+    monkeypatch.setattr(Tabletop, "sample", same)
+    rows = train(tmp_path / "run", max_steps=8, lr=1e-2, optimizer=optimizer, ema=0.0)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_packed_samples_equal_separate_ones(whole, copies):
+    model = mmdiff.load(whole).double()
+    processor, objective = model.processor, Objective(complementary=copies == 2)
+    made = recipe("unused", row_cells=5000, objective={"complementary": copies == 2})
+    source = Tabletop()
+    batch = Batches(source, processor, made, True, "train")[15_000]
+    rows, owner, images = [], [], []
+    for number, index in enumerate((30_000, 30_001)):
+        sample = source.sample(index, made.seed, made.turns, "train")
+        pairs = encode_turns(sample, processor, made.seed)
+        assert len(pairs) == 3
+        split = separate_prefix(pairs, copies, number, 1 + model.image_tokens)
+        rows, owner, images = rows + split, owner + [index] * len(split), [*images, sample.image]
+    canvas = collate(rows, processor.end_id, processor.pixels(images), processor.image_token_id)
+    alone = with_noise(canvas, torch.tensor(owner), made.seed)
+    with torch.no_grad():
+        one, other = (float(batch_loss(model, b, objective)) for b in (batch, alone))
+    assert one == pytest.approx(other, rel=1e-9)
+
+
+# What stops a run
+
+
+def test_a_used_folder_is_refused(whole):
+    before = (whole / "recipe.json").read_text()
+    with pytest.raises(TrainingError, match=r"holds a run at step-0000006; add resume=true"):
+        train(whole, max_steps=9)
+    assert (whole / "recipe.json").read_text() == before
+
+
+def test_nothing_to_resume_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match="holds no checkpoint to resume from"):
+        train(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_does_not_fit_leaves_the_folder_as_it_was(whole):
+    before = (whole / "recipe.json").read_text(), logged(whole)
+    other = {**RECIPE["model"], "text_config": {**TEXT_CONFIG, "hidden_size": 16}}
+    with pytest.raises(TrainingError, match="does not fit this recipe"):
+        train(whole, resume=True, model=other)
+    assert ((whole / "recipe.json").read_text(), logged(whole)) == before
+
+
+def test_a_fresh_start_forgets_an_old_log(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 9}\n{"st')
+    train(tmp_path, max_steps=1, validate_every=9)
+    assert [row["step"] for row in logged(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_samples(tmp_path, monkeypatch, bad):
+    def broken(model, batch, objective):
+        loss = batch_loss(model, batch, objective)
+        return loss * bad if len(rows) == 2 else loss
+
+    rows = []
+    monkeypatch.setattr(loop, "batch_loss", broken)
+    with pytest.raises(TrainingError, match=r"at step 2, samples 4 to 5; lower lr"):
+        Trainer(recipe(tmp_path / "run", validate_every=9)).run(rows.append)
+    assert len(logged(tmp_path / "run")) == 2
+
+
+def test_torch_without_muon_names_the_other_optimizer(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(SettingError, match="use optimizer=adamw"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_words_cannot_be_trained(whole, tmp_path):
+    model = mmdiff.load(whole)
+    model.processor = None
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(TrainingError, match="holds no processor files"):
+        train(tmp_path / "run", model=str(tmp_path / "bare"))
