@@ -35,6 +35,12 @@ VISION_CONFIG = {
         "global_padding": "SAME",
     },
 }
+NEW_MODEL = {
+    "text_config": TEXT_CONFIG,
+    "vision_config": VISION_CONFIG,
+    "projector": {"kind": "mlp2x_gelu"},
+    "vocab_size": 320,
+}
 
 
 def tiny_model() -> MMDiffModel:
@@ -42,13 +48,7 @@ def tiny_model() -> MMDiffModel:
     from mmdiff.training.build import fit_tokenizer, new_model
     from mmdiff.training.recipe import NewModel
 
-    spec = NewModel(
-        text_config=TEXT_CONFIG,
-        vision_config=VISION_CONFIG,
-        projector={"kind": "mlp2x_gelu"},
-        vocab_size=320,
-        decoding={"max_new_tokens": 6},
-    )
+    spec = NewModel(**NEW_MODEL, decoding={"max_new_tokens": 6})
     return new_model(spec, fit_tokenizer(TEXTS * 20, spec.vocab_size), seed=0).eval()
 
 

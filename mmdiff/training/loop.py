@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -99,7 +100,7 @@ class Trainer:
 
     def _update(self, batch: Any) -> tuple[float, float]:
         self.model.train()
-        set_rate(self.optimizers, self.recipe.rate(self.step))
+        set_rate(self.optimizers, self.recipe, self.step)
         with self._autocast():
             loss = batch_loss(self.model, batch, self.recipe.objective)
         loss.backward()
@@ -130,11 +131,11 @@ class Trainer:
         model.eval()
         source = SOURCES.get(self.recipe.data)()
         packed = model.config.attention_layout != "full"
+        objective = replace(self.recipe.objective, anchors=0.0)
         dataset = Batches(source, self.processor, self.recipe, packed, "validation")
         with self._autocast():
             losses = [
-                float(batch_loss(model, dataset[i], self.recipe.objective))
-                for i in range(VALIDATION_BATCHES)
+                float(batch_loss(model, dataset[i], objective)) for i in range(VALIDATION_BATCHES)
             ]
         return sum(losses) / len(losses)
 

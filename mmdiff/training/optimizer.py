@@ -46,14 +46,13 @@ def make_optimizers(model: MMDiffModel, recipe: Recipe) -> list[torch.optim.Opti
                 adjust_lr_fn="match_rms_adamw",
             )
         )
-    for optimizer in made:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
     return made
 
 
-def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Every group's learning rate becomes its peak times `rate`."""
+def set_rate(optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> None:
+    """The recipe's learning rates of this step, also where a checkpoint was made with others."""
     for optimizer in optimizers:
+        muon = type(optimizer).__name__ == "Muon"
+        peak = recipe.muon_lr or recipe.lr if muon else recipe.lr
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * rate
+            group["lr"] = peak * recipe.rate(step)

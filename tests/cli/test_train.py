@@ -6,15 +6,10 @@ import yaml
 from mmdiff.cli.train import find_recipe
 from mmdiff.config import build, read_yaml
 from mmdiff.training.recipe import Recipe
-from tests.helpers import TEXT_CONFIG, VISION_CONFIG
+from tests.helpers import NEW_MODEL
 
 RECIPE = {
-    "model": {
-        "text_config": TEXT_CONFIG,
-        "vision_config": VISION_CONFIG,
-        "projector": {"kind": "linear"},
-        "vocab_size": 300,
-    },
+    "model": NEW_MODEL,
     "data": "tabletop",
     "output": "unset",
     "max_steps": 2,

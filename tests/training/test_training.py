@@ -17,15 +17,10 @@ from mmdiff.training.batches import Batches, encode_turns, with_noise
 from mmdiff.training.loop import Trainer
 from mmdiff.training.objective import batch_loss
 from mmdiff.training.recipe import Objective, Recipe
-from tests.helpers import TEXT_CONFIG, VISION_CONFIG, separate_prefix
+from tests.helpers import NEW_MODEL, TEXT_CONFIG, separate_prefix
 
 RECIPE = {
-    "model": {
-        "text_config": TEXT_CONFIG,
-        "vision_config": VISION_CONFIG,
-        "projector": {"kind": "mlp2x_gelu"},
-        "vocab_size": 400,
-    },
+    "model": NEW_MODEL,
     "data": "tabletop",
     "max_steps": 6,
     "batch_size": 2,
@@ -174,7 +169,7 @@ def test_nothing_to_resume_is_refused(tmp_path):
 
 def test_a_recipe_that_does_not_fit_leaves_the_folder_as_it_was(whole):
     before = (whole / "recipe.json").read_text(), logged(whole)
-    other = {**RECIPE["model"], "text_config": {**TEXT_CONFIG, "hidden_size": 16}}
+    other = {**NEW_MODEL, "text_config": {**TEXT_CONFIG, "hidden_size": 16}}
     with pytest.raises(TrainingError, match="does not fit this recipe"):
         train(whole, resume=True, model=other)
     assert ((whole / "recipe.json").read_text(), logged(whole)) == before
