@@ -55,14 +55,15 @@ def encode_turns(sample: Sample, processor: Processor, seed: int) -> list[Pair]:
 
 
 def pack(pairs: list[Pair], image_id: int | None, copies: int, cells: int, image: int) -> Row:
-    """One row of at most `cells` cells: the picture, the first turn, later turns that fit."""
+    """One row of at most `cells` cells: the picture, the first turn, later turns that fit. The
+    picture alone for 0 cells."""
     first = pairs[0][0]
     last = max(i for i, x in enumerate(first) if x == image_id) + 1
     room = cells - last
     kept = []
     for number, (prompt, answer) in enumerate(pairs):
         size = len(prompt) - last + copies * len(answer)
-        if number == 0 or size <= room:
+        if (number == 0 and cells) or size <= room:
             kept.append((prompt[last:], answer))
             room -= size
     return packed_row(first[:last], kept, copies, [image])
@@ -97,17 +98,21 @@ class Batches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         recipe, processor = self.recipe, self.processor
         first = step * recipe.batch_size
+        # In the anchor steps a row is its picture alone.
+        alone = self.split == "train" and step < recipe.anchor_steps
+        turns = 0 if alone else recipe.turns
         samples = [
-            self.source.sample(i, recipe.seed, recipe.turns, self.split)
+            self.source.sample(i, recipe.seed, turns, self.split)
             for i in range(first, first + recipe.batch_size)
         ]
         rows: list[Row] = []
         owner: list[int] = []
         for number, sample in enumerate(samples):
             pairs = encode_turns(sample, processor, recipe.seed)
-            if self.packed:
+            if self.packed or alone:
                 image_id = processor.image_token_id
-                made = [pack(pairs, image_id, self.copies, recipe.row_cells, number)]
+                room = 0 if alone else recipe.row_cells
+                made = [pack(pairs, image_id, self.copies, room, number)]
             else:
                 made = separate(pairs, self.copies, number)
             rows += made

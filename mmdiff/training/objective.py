@@ -38,9 +38,12 @@ def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor
     if not objective.anchors or batch.anchor_cells is None or batch.anchor_words is None:
         return masked_loss(model.score(canvas, masked), *answer)
     embeds = model.embed(canvas)
-    loss = masked_loss(model.score(canvas, masked, embeds), *answer)
     seen = embeds.flatten(0, 1)[batch.anchor_cells.to(device)]
-    return loss + objective.anchors * anchor_loss(model, seen, batch.anchor_words.to(device))
+    named = objective.anchors * anchor_loss(model, seen, batch.anchor_words.to(device))
+    if not bool(canvas.writable.any()):  # pictures alone: the backbone has nothing to learn
+        return named
+    loss = masked_loss(model.score(canvas, masked, embeds), *answer)
+    return loss + named
 
 
 def anchor_loss(model: MMDiffModel, seen: Tensor, words: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     objective: Objective = Objective()
+    anchor_steps: int = 0  # first steps: encoder and projector learn from anchors alone
     seed: int = 0
     workers: int = 1
     save_every: int = 500
@@ -72,15 +73,20 @@ class Recipe:
             raise SettingError("lr and clip must be above 0")
         if not 0 <= self.ema < 1:
             raise SettingError("ema must lie in [0, 1)")
+        if self.anchor_steps and not self.objective.anchors:
+            raise SettingError("anchor_steps needs objective.anchors above 0")
         if self.turns < 0 or self.workers < 0 or self.warmup_steps < 0:
             raise SettingError("turns, workers and warmup_steps must not be negative")
 
     def rate(self, step: int) -> float:
         """Factor of the learning rates: linear warm-up, then cosine or linear decay to min_lr_ratio
-        at max_steps."""
+        at max_steps. The anchor steps before have a warm-up of their own and no decay."""
+        if step < self.anchor_steps:
+            return min(1.0, (step + 1) / max(1, self.warmup_steps))
+        step -= self.anchor_steps
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        span = max(1, self.max_steps - self.warmup_steps)
+        span = max(1, self.max_steps - self.anchor_steps - self.warmup_steps)
         done = min(1.0, (step - self.warmup_steps) / span)
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.decay == "cosine" else 1 - done
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * left
