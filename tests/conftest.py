@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 
 
@@ -37,3 +38,8 @@ def model(_sharp_model, monkeypatch):
     """The sharp tiny model, with a config of its own that a test may change."""
     monkeypatch.setattr(_sharp_model, "config", copy.deepcopy(_sharp_model.config))
     return _sharp_model
+
+
+# A loaded machine is no failure: examples have no time limit of their own.
+hypothesis.settings.register_profile("mmdiff", deadline=None)
+hypothesis.settings.load_profile("mmdiff")
