@@ -88,17 +88,18 @@ def compose_canvas(
 ) -> Canvas:
     """The canvas of examples whose answer regions have `cells` cells, on the model's device."""
     rows: list[Row] = []
-    pictures: list[Any] = []
+    pictures: dict[int, Any] = {}  # by identity: one shown to several rows is encoded once
     for example in examples:
         prompt = processor.expand(processor.prompt_ids(example.messages))
         template, holes = example.template, example.holes
         if template is None or holes is None:
             template, holes = [processor.mask_id] * cells, [True] * cells
         _check_length(model, len(prompt) + cells, cells)
-        images = range(len(pictures), len(pictures) + len(example.images))
+        pictures.update({id(image): image for image in example.images})
+        numbers = list(pictures)
+        images = [numbers.index(id(image)) for image in example.images]
         rows.append(prompt_row(prompt, template, holes, images))
-        pictures += example.images
-    pixels = processor.pixels(pictures) if pictures else None
+    pixels = processor.pixels(list(pictures.values())) if pictures else None
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id).to(model.device)
     if model.config.picture_apart:
         part_picture(canvas)

@@ -102,10 +102,11 @@ class Tasks:
         for start in range(0, len(inputs), batch_size):
             batch = slice(start, start + batch_size)
             chunk = inputs[batch]
+            # The same object given twice is read, and later encoded, once.
+            sources = {id(image): image for images, _ in chunk for image in images}
+            read = {key: load_image(image, allow_urls).image for key, image in sources.items()}
             examples = [
-                task.compose(
-                    self.processor, [load_image(i, allow_urls).image for i in images], text
-                )
+                task.compose(self.processor, [read[id(image)] for image in images], text)
                 for images, text in chunk
             ]
             made += fill(self, task, examples, replace(settings, seed=tuple(seeds[batch])))
