@@ -45,39 +45,34 @@ class Tasks:
         self, images: Any, prompt: str | None = None, *, allow_urls: bool = False, **decoding: Any
     ) -> Any:
         """Describe a picture, or each of a list of pictures."""
-        many = isinstance(images, (list, tuple))
-        inputs = [([image], prompt) for image in (images if many else [images])]
+        inputs = [([image], prompt) for image in _listed(images)]
         made = self.run("caption", inputs, allow_urls=allow_urls, **decoding)
-        return made if many else made[0]
+        return made if isinstance(images, (list, tuple)) else made[0]
 
     def answer(
         self, images: Any, question: Any, *, allow_urls: bool = False, **decoding: Any
     ) -> Any:
         """Answer a question about a picture (or pictures). A list of questions is answered in one
         batch, about the same pictures."""
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
-        many = isinstance(question, (list, tuple))
-        inputs = [(pictures, q) for q in (question if many else [question])]
+        inputs = [(_listed(images), q) for q in _listed(question)]
         made = self.run("answer", inputs, allow_urls=allow_urls, **decoding)
-        return made if many else made[0]
+        return made if isinstance(question, (list, tuple)) else made[0]
 
     def chat(
         self, messages: Any, images: Any = (), *, allow_urls: bool = False, **decoding: Any
     ) -> Generation:
         """The next assistant turn. Pictures may stand in the messages ({"type": "image", "image":
         ...}) or come in `images`, in the order of the image parts."""
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
         messages, inline = _inline_images(messages)
-        made = self.run("chat", [(pictures + inline, messages)], allow_urls=allow_urls, **decoding)
-        return made[0]
+        inputs = [(_listed(images) + inline, messages)]
+        return self.run("chat", inputs, allow_urls=allow_urls, **decoding)[0]
 
     def infill(
         self, template: str, images: Any = (), *, allow_urls: bool = False, **decoding: Any
     ) -> Generation:
         """Fill the [MASK:n] holes of a template, with or without pictures."""
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
-        made = self.run("infill", [(pictures, template)], allow_urls=allow_urls, **decoding)
-        return made[0]
+        inputs = [(_listed(images), template)]
+        return self.run("infill", inputs, allow_urls=allow_urls, **decoding)[0]
 
     def run(
         self: Any,
@@ -149,6 +144,11 @@ class Tasks:
             calls=filled.calls,
             tokens_per_forward=lengths / filled.nfe.clamp(min=1),
         )
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list or tuple as a list, anything else as its only element."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _inline_images(messages: Any) -> tuple[Any, list[Any]]:

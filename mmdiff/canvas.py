@@ -46,9 +46,6 @@ class Canvas:
     position: Tensor  # rotary positions
     prompt_length: int = 0  # P: columns [0, P) hold prompts, left padded; 0 in packed rows
     features: Features | None = None
-    seed: Tensor | None = None  # (B,) long: each row's own noise seed
-    done: Tensor | None = None  # (B,) bool: nothing more will be decided in this row
-    step_done: Tensor | None = None  # step at which a cell was accepted, -1 before
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,9 +74,7 @@ class Canvas:
         }
         return replace(self, features=None, **picked)
 
-    def write(self, tokens: Tensor, accept: Tensor, step: int) -> None:
+    def write(self, tokens: Tensor, accept: Tensor) -> None:
         """Put `tokens` (B, L) into the accepted cells (B, L), which must be open ones."""
         self.ids = torch.where(accept, tokens, self.ids)
         self.masked = self.masked & ~accept
-        if self.step_done is not None:
-            self.step_done = torch.where(accept, step, self.step_done)

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from mmdiff.backbone import KeyValueCache, build_decoder, run_decoder
 from mmdiff.canvas import Canvas, Features
 from mmdiff.diffusion.attention import Cells, additive, allowed
+from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
 from mmdiff.encoders.vision import build_vision
 from mmdiff.heads.tasks import Tasks
@@ -213,7 +214,7 @@ class MMDiffModel(Tasks, PreTrainedModel):
         canvas = canvas_from_ids(self, input_ids, attention_mask, pixel_values, writable)
         hidden = self.hidden(canvas, self.embed(canvas))
         if self.config.shift:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+            hidden = shift_right(hidden)
         return MMDiffOutput(logits=self.head(hidden))
 
 

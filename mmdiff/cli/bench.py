@@ -36,8 +36,9 @@ def bench(
     from mmdiff.data.worlds.tabletop_sets import SETS
     from mmdiff.eval.built_in import measure
 
-    sizes = [min(limit or plan.scenes, plan.scenes) for plan in SETS.values()]
-    total = 2 * sizes[0] + 2 * sizes[1] + sizes[2]  # questions, again blind; captions twice
+    # Questions, again blind; captions twice.
+    passes = {"vqa": 2, "caption": 2, "vqa_held_out": 1}
+    total = sum(n * min(limit or SETS[s].scenes, SETS[s].scenes) for s, n in passes.items())
     figures = []
     with Progress(total, "scenes") as progress:
         for figure in measure(session.model, limit, progress.advance):

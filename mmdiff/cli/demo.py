@@ -11,9 +11,9 @@ from mmdiff.cli._common import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    Report,
     Session,
     read_picture,
-    say_json,
 )
 from mmdiff.config import split_arguments
 from mmdiff.errors import InputError
@@ -83,8 +83,7 @@ def run(
 def show(rows: list[tuple[str, str, Generation]], as_json: bool, model: str) -> None:
     if as_json:
         for name, asked, made in rows:
-            row = {"file": name, "asked": asked, "text": made.text}
-            say_json({**row, "nfe": made.nfe, "seconds": round(made.seconds, 4)})
+            Report(as_json).result(made, file=name, asked=asked)
         return
     from rich.console import Console
     from rich.table import Table

@@ -85,7 +85,7 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         accept = accept_rule(score, probability, live, rows)
         if not bool(accept.any(1).all()):
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
-        live.write(_spread(proposal.tokens, need, 0), accept, filled.calls)
+        live.write(_spread(proposal.tokens, need, 0), accept)
         stop(live, end_id)
         filled.nfe[rows] += 1
         filled.calls += 1
@@ -117,5 +117,3 @@ def _spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
 
 def _store(whole: Canvas, live: Canvas, rows: Tensor) -> None:
     whole.ids[rows], whole.masked[rows] = live.ids, live.masked
-    if whole.step_done is not None and live.step_done is not None:
-        whole.step_done[rows] = live.step_done

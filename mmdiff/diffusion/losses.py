@@ -74,7 +74,7 @@ def masked_loss(
     return (ce * weight_K / denominator_K).sum()
 
 
-def shift_right(logits_BLV: Tensor) -> Tensor:
+def shift_right(rows_BLX: Tensor) -> Tensor:
     """Row i of the result is row i-1 of the input (row 0 stays): Dream and Dimple predict cell i at
-    position i-1. Models apply their own shift; this is for losses checked on raw logits."""
-    return torch.cat([logits_BLV[:, :1], logits_BLV[:, :-1]], dim=1)
+    position i-1. The model shifts its hidden states with it; losses on raw logits, the logits."""
+    return torch.cat([rows_BLX[:, :1], rows_BLX[:, :-1]], dim=1)

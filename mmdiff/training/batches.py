@@ -120,7 +120,8 @@ class Batches(Dataset):
         pixels = processor.pixels([s.image for s in samples])
         canvas = collate(rows, processor.end_id, pixels, processor.image_token_id)
         batch = with_noise(canvas, torch.tensor(owner), recipe.seed)
-        batch.anchor_cells, batch.anchor_words = anchor_targets(samples, canvas, processor)
+        if recipe.objective.anchors and self.split == "train":
+            batch.anchor_cells, batch.anchor_words = anchor_targets(samples, canvas, processor)
         return batch
 
 
@@ -135,16 +136,17 @@ def anchor_targets(
     tokens = processor.image.tokens
     side = math.isqrt(tokens)
     first = {int(s): i for i, s in reversed(list(enumerate(canvas.features.source.tolist())))}
+    named = {word for sample in samples for anchor in sample.anchors for word in anchor.words}
+    encoded = {word: processor.encode(word) for word in named}
     cells, words = [], []
     for picture, sample in enumerate(samples):
         for anchor in sample.anchors if side * side == tokens else ():
             place = int(anchor.y * side) * side + int(anchor.x * side)
             cell = int(canvas.features.cells[first[picture * tokens + place]])
             for word in anchor.words:
-                ids = processor.encode(word)
-                if len(ids) == 1:
+                if len(encoded[word]) == 1:
                     cells.append(cell)
-                    words += ids
+                    words += encoded[word]
     return torch.tensor(cells, dtype=torch.long), torch.tensor(words, dtype=torch.long)
 
 
