@@ -28,20 +28,28 @@ from torch.nn import functional as F
 from mmdiff.errors import SettingError
 from mmdiff.registry import Registry
 
+PLACE_SCALE = 0.1
+
 projectors: Registry[Callable[..., Projector]] = Registry("projector")
 
 
 class Projector(nn.Module):
-    """An optional LayerNorm, a reduction of the grid, then ``layers``.
+    """An optional LayerNorm, a reduction of the grid, ``layers``, then optional places.
 
-    The norm is for encoders whose output has none.
+    The norm is for encoders whose output has none, the places (a learned vector per row and per
+    column of the grid) for encoders that do not say where a token stands, as convolutions do not.
     Subclasses replace `reduce` and `tokens_out`; this class keeps every token.
     """
+
+    rows: nn.Parameter | None
+    columns: nn.Parameter | None
 
     def __init__(self, in_width: int, layers: nn.Sequential, norm: bool = False):
         super().__init__()
         self.norm = nn.LayerNorm(in_width) if norm else nn.Identity()
         self.layers = layers
+        self.register_parameter("rows", None)
+        self.register_parameter("columns", None)
 
     def tokens_out(self, tokens: int) -> int:
         """The number of tokens that `forward` makes of `tokens`."""
@@ -52,7 +60,20 @@ class Projector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, tokens, in_width) -> (n, tokens_out(tokens), out_width)."""
-        return self.layers(self.reduce(self.norm(features)))
+        made: torch.Tensor = self.layers(self.reduce(self.norm(features)))
+        if self.rows is None or self.columns is None:
+            return made
+        places = (self.rows + self.columns).flatten(0, 1)
+        if len(places) != made.shape[1]:
+            raise SettingError(
+                f"projector: places is {len(self.rows)}, but the encoder gives {made.shape[1]} "
+                "tokens; use the side of its token grid"
+            )
+        return made + places
+
+    def add_places(self, side: int, width: int) -> None:
+        self.rows = nn.Parameter(torch.randn(side, 1, width) * PLACE_SCALE)
+        self.columns = nn.Parameter(torch.randn(1, side, width) * PLACE_SCALE)
 
 
 class GridProjector(Projector):
@@ -125,18 +146,22 @@ def avg_pool(in_width: int, out_width: int, norm: bool = False, ratio: int = 2) 
 
 
 def build_projector(kind: str, in_width: int, out_width: int, **options) -> Projector:
-    """The projector `kind`; options: ``norm`` for all kinds, ``ratio`` for the two that pool.
+    """The projector `kind`; options: ``norm`` and ``places`` (side of the grid it gives; 0: none)
+    for all kinds, ``ratio`` for the two that pool.
 
     Raises SettingError for an unknown kind, an option the kind does not have, or a ratio below 1.
     """
+    places = options.pop("places", 0)
     deep = re.fullmatch(r"mlp([1-9]\d?)x_gelu", kind)
     build = projectors.get("mlp2x_gelu" if deep else kind)
     allowed = [name for name in signature(build).parameters if name in ("norm", "ratio")]
     for name in options:
         if name not in allowed:
-            raise SettingError(
-                f"projector {kind}: unknown option {name!r}; it has {' and '.join(allowed)}"
-            )
+            known = ", ".join([*allowed, "places"])
+            raise SettingError(f"projector {kind}: unknown option {name!r}; it has {known}")
     if deep:
         options["depth"] = int(deep.group(1))
-    return build(in_width, out_width, **options)
+    projector = build(in_width, out_width, **options)
+    if places:
+        projector.add_places(places, out_width)
+    return projector

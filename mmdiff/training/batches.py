@@ -27,7 +27,8 @@ SEGMENTS = 1024  # more segments than any row packs: index * SEGMENTS + segment 
 class Batch:
     """A clean canvas, and per cell (B, L) the time t of its answer and a uniform number u.
 
-    `anchor_cells` (A,) are flat canvas cells, `anchor_words` (A,) ids of words that hold there.
+    `anchor_cells` (A,) are flat canvas cells, `anchor_words` (A,) ids of words that hold there,
+    `empty_cells` (E,) picture cells in which no object has its centre.
     """
 
     canvas: Canvas
@@ -35,6 +36,7 @@ class Batch:
     u: Tensor
     anchor_cells: Tensor | None = None
     anchor_words: Tensor | None = None
+    empty_cells: Tensor | None = None
 
 
 Pair = tuple[list[int], list[int]]  # expanded prompt ids, answer ids with end-of-text padding
@@ -118,17 +120,21 @@ class Batches(Dataset):
             rows += made
             owner += [sample.index] * len(made)
         pixels = processor.pixels([s.image for s in samples])
-        canvas = collate(rows, processor.end_id, pixels, processor.image_token_id)
+        # Packed rows are all padded to one length: compiled code then fits every step.
+        length = recipe.row_cells if self.packed and not alone else 0
+        canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, length)
         batch = with_noise(canvas, torch.tensor(owner), recipe.seed)
         if recipe.objective.anchors and self.split == "train":
-            batch.anchor_cells, batch.anchor_words = anchor_targets(samples, canvas, processor)
+            found = anchor_targets(samples, canvas, processor)
+            batch.anchor_cells, batch.anchor_words, batch.empty_cells = found
         return batch
 
 
 def anchor_targets(
     samples: list[Sample], canvas: Canvas, processor: Processor
-) -> tuple[Tensor, Tensor]:
-    """(A,) flat canvas cells and (A,) word ids: what stands in the grid cell of each anchor.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(A,) flat canvas cells and (A,) word ids: what stands in the grid cell of each anchor; and
+    (E,) the flat cells of the other grid cells of these pictures.
 
     Words of several tokens are left out; so are anchors where tokens form no square grid.
     """
@@ -138,16 +144,22 @@ def anchor_targets(
     first = {int(s): i for i, s in reversed(list(enumerate(canvas.features.source.tolist())))}
     named = {word for sample in samples for anchor in sample.anchors for word in anchor.words}
     encoded = {word: processor.encode(word) for word in named}
-    cells, words = [], []
+    cells: list[int] = []
+    words: list[int] = []
+    empty: list[int] = []
     for picture, sample in enumerate(samples):
-        for anchor in sample.anchors if side * side == tokens else ():
-            place = int(anchor.y * side) * side + int(anchor.x * side)
-            cell = int(canvas.features.cells[first[picture * tokens + place]])
+        if not sample.anchors or side * side != tokens:
+            continue
+        begin = first[picture * tokens]
+        grid = canvas.features.cells[begin : begin + tokens].tolist()
+        taken = [grid[int(a.y * side) * side + int(a.x * side)] for a in sample.anchors]
+        for cell, anchor in zip(taken, sample.anchors, strict=True):
             for word in anchor.words:
                 if len(encoded[word]) == 1:
                     cells.append(cell)
                     words += encoded[word]
-    return torch.tensor(cells, dtype=torch.long), torch.tensor(words, dtype=torch.long)
+        empty += [cell for cell in grid if cell not in taken]
+    return torch.tensor(cells).long(), torch.tensor(words).long(), torch.tensor(empty).long()
 
 
 def with_noise(canvas: Canvas, index: Tensor, seed: int) -> Batch:

@@ -44,6 +44,9 @@ class Trainer:
         self.average = None
         if recipe.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+        self.model.backbone.set_attn_implementation(recipe.attention)
+        if recipe.compile:
+            self.model.backbone.compile()
         self.step = 0
         self.seconds = 0.0
         self._resume_or_start()

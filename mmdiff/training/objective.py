@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,17 +39,25 @@ def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor
     if not objective.anchors or batch.anchor_cells is None or batch.anchor_words is None:
         return masked_loss(model.score(canvas, masked), *answer)
     embeds = model.embed(canvas)
-    seen = embeds.flatten(0, 1)[batch.anchor_cells.to(device)]
-    named = objective.anchors * anchor_loss(model, seen, batch.anchor_words.to(device))
+    named = objective.anchors * anchor_loss(model, embeds.flatten(0, 1), batch)
     if not bool(canvas.writable.any()):  # pictures alone: the backbone has nothing to learn
         return named
     loss = masked_loss(model.score(canvas, masked, embeds), *answer)
     return loss + named
 
 
-def anchor_loss(model: MMDiffModel, seen: Tensor, words: Tensor) -> Tensor:
-    """Mean cross-entropy of the words (A,) that hold in projected picture cells (A, D), read by the
-    model's own head: the picture's cells then speak the language of the backbone."""
-    if words.numel() == 0:
-        return seen.sum() * 0
-    return F.cross_entropy(model.head(seen).float(), words)
+def anchor_loss(model: MMDiffModel, embeds: Tensor, batch: Batch) -> Tensor:
+    """How well picture cells, among all `embeds` (C, D), say by the model's own head what they
+    show: the words of the object that has its centre there, end-of-text where none has.
+
+    Mean cross-entropy over words plus that over empty cells. The picture then speaks the language
+    of the backbone.
+    """
+    loss = embeds.new_zeros(())
+    for cells, words in ((batch.anchor_cells, batch.anchor_words), (batch.empty_cells, None)):
+        if cells is None or not cells.numel():
+            continue
+        logits = model.head(embeds[cells.to(embeds.device)]).float()
+        end = torch.full_like(cells, model.config.eos_token_id)
+        loss = loss + F.cross_entropy(logits, (end if words is None else words).to(embeds.device))
+    return loss

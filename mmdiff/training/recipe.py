@@ -54,6 +54,8 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     ema: float = 0.0  # 0: off
+    attention: Literal["sdpa", "eager"] = "sdpa"  # of the training steps
+    compile: bool = False  # torch.compile of the backbone in the training steps
     precision: Literal["float32", "bfloat16"] = "float32"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     objective: Objective = Objective()

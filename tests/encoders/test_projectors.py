@@ -74,3 +74,23 @@ def test_mistakes():
         build_projector("avg_pool", 3, 8)(torch.zeros(1, 48, 3))
     with pytest.raises(SettingError, match="1 tokens"):
         build_projector("avg_pool", 3, 8).tokens_out(1)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("linear", 4), ("mlp2x_gelu", 4), ("avg_pool", 2)])
+def test_places_add_a_row_and_a_column_vector(kind, side):
+    torch.manual_seed(0)
+    projector = build_projector(kind, 6, 10, places=side)
+    x = torch.randn(2, 16, 6)
+    with_places = projector(x)
+    projector.rows, rows = None, projector.rows
+    plain = projector(x)
+    for row in range(side):
+        for column in range(side):
+            place = rows[row, 0] + projector.columns[0, column]
+            cell = row * side + column
+            assert torch.allclose(with_places[:, cell], plain[:, cell] + place, atol=1e-6)
+
+
+def test_places_of_another_grid_are_refused():
+    with pytest.raises(SettingError, match="places is 3, but the encoder gives 16 tokens"):
+        build_projector("linear", 6, 10, places=3)(torch.zeros(1, 16, 6))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from mmdiff.data.tabletop_source import Tabletop
 from mmdiff.errors import SettingError, TrainingError
 from mmdiff.processing import collate
 from mmdiff.training import loop
-from mmdiff.training.batches import Batches, encode_turns, with_noise
+from mmdiff.training.batches import Batch, Batches, encode_turns, with_noise
 from mmdiff.training.loop import Trainer
-from mmdiff.training.objective import batch_loss
+from mmdiff.training.objective import anchor_loss, batch_loss
 from mmdiff.training.recipe import Objective, Recipe
 from tests.helpers import NEW_MODEL, TEXT_CONFIG, separate_prefix
 
@@ -149,6 +150,46 @@ def test_packed_samples_equal_separate_ones(whole, copies):
     with torch.no_grad():
         one, other = (float(batch_loss(model, b, objective)) for b in (batch, alone))
     assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_anchors_are_the_centres_and_all_other_cells_are_empty(whole):
+    processor = mmdiff.load(whole).processor
+    made = recipe("unused", objective={"anchors": 0.5})
+    samples = [Tabletop().sample(i, made.seed, made.turns, "train") for i in range(2)]
+    batch = Batches(Tabletop(), processor, made, True, "train")[0]
+    side = math.isqrt(processor.image.tokens)
+    length = batch.canvas.shape[1]
+    centres = set()
+    for row, sample in enumerate(samples):
+        begin = row * length + batch.canvas.ids[row].tolist().index(processor.image_token_id)
+        for anchor in sample.anchors:
+            cell = begin + int(anchor.y * side) * side + int(anchor.x * side)
+            centres.add(cell)
+            said = batch.anchor_words[batch.anchor_cells == cell].tolist()
+            ids = [processor.encode(word) for word in anchor.words]
+            assert {i[0] for i in ids if len(i) == 1} <= set(said)
+    assert set(batch.anchor_cells.tolist()) <= centres
+    assert len(batch.empty_cells) == 2 * side * side - len(centres)
+    assert centres.isdisjoint(batch.empty_cells.tolist())
+
+
+def test_anchor_loss_is_the_mean_over_words_plus_that_over_empty_cells(whole):
+    model = mmdiff.load(whole)
+    embeds = torch.randn(6, model.get_input_embeddings().weight.shape[1])
+    batch = Batch(None, None, None, torch.tensor([1, 1, 4]), torch.tensor([7, 8, 9]))
+    logp = model.head(embeds).log_softmax(1).detach()
+    words = -(logp[1, 7] + logp[1, 8] + logp[4, 9]) / 3
+    assert float(anchor_loss(model, embeds, batch).detach()) == pytest.approx(float(words), rel=1e-5)
+    batch.empty_cells = torch.tensor([0, 5])
+    end = model.config.eos_token_id
+    both = words - (logp[0, end] + logp[5, end]) / 2
+    assert float(anchor_loss(model, embeds, batch).detach()) == pytest.approx(float(both), rel=1e-5)
+
+
+def test_eager_attention_changes_the_speed_alone(whole, tmp_path):
+    rows = train(tmp_path / "run", attention="eager")
+    for one, other in zip(rows, logged(whole), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
 # What stops a run
