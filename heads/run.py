@@ -65,10 +65,11 @@ def _fill(
     processor = model.processor
     assert processor is not None
     canvas = compose_canvas(model, processor, examples, settings.max_new_tokens)
+    settings = replace(settings, stop_ids=(*processor.end_ids[1:], *settings.stop_ids))
     filled = decode(model, canvas, settings, processor.end_id)
     start = canvas.prompt_length
     answers = filled.canvas.ids[:, start:].cpu()
-    lengths = answer_length(answers, processor.end_id).tolist()
+    lengths = answer_length(answers, processor.end_ids).tolist()
     seconds = (time.perf_counter() - began) / len(examples)
     return [
         Generation(
@@ -90,7 +91,8 @@ def compose_canvas(
     rows: list[Row] = []
     pictures: dict[int, Any] = {}  # by identity: one shown to several rows is encoded once
     for example in examples:
-        prompt = processor.expand(processor.prompt_ids(example.messages))
+        sizes = [image.size for image in example.images]
+        prompt = processor.expand(processor.prompt_ids(example.messages), sizes)
         template, holes = example.template, example.holes
         if template is None or holes is None:
             template, holes = [processor.mask_id] * cells, [True] * cells
@@ -99,8 +101,10 @@ def compose_canvas(
         numbers = list(pictures)
         images = [numbers.index(id(image)) for image in example.images]
         rows.append(prompt_row(prompt, template, holes, images))
-    pixels = processor.pixels(list(pictures.values())) if pictures else None
-    canvas = collate(rows, processor.end_id, pixels, processor.image_token_id).to(model.device)
+    pixels, blocks = processor.read(list(pictures.values())) if pictures else (None, None)
+    canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, blocks=blocks).to(
+        model.device
+    )
     if model.config.picture_apart:
         part_picture(canvas)
     return canvas

@@ -113,8 +113,10 @@ class Tasks:
         self: Any,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Any = None,
         draft_tokens: Tensor | None = None,
+        image_sizes: Any = None,
+        suffix_ids: Sequence[int] = (),
         **decoding: Any,
     ) -> GenerateOutput:
         """Append `max_new_tokens` cells to raw ids (B, P) and fill them; needs no tokenizer.
@@ -122,22 +124,28 @@ class Tasks:
         Rows may be padded on either side; `attention_mask` (B, P) is 0 there.
 
         `draft_tokens` (B, N) gives the answer region instead: cells holding the mask id are filled,
-        all others stay.
+        all others stay. `suffix_ids` stand fixed behind the answer. `pixel_values` and
+        `image_sizes` as in `mmdiff.raw_ids.read_pictures`.
         """
         settings = make_decoding(self.config.decoding, decoding)
         end_id = self.config.eos_token_id
-        prompt = canvas_from_ids(self, input_ids, attention_mask, pixel_values)
+        prompt = canvas_from_ids(
+            self, input_ids, attention_mask, pixel_values, image_sizes=image_sizes
+        )
         rows, length = prompt.shape
         if draft_tokens is None:
             shape = (rows, settings.max_new_tokens)
             draft_tokens = torch.full(shape, self.config.mask_token_id, device=input_ids.device)
         else:
             settings = limited(settings, draft_tokens.shape[1])
+        suffix = torch.tensor(suffix_ids, dtype=torch.long, device=input_ids.device)
+        draft_tokens = torch.cat([draft_tokens, suffix.expand(rows, -1)], dim=1)
         # The first answer cell follows its prompt, which a shifted checkpoint scores it from.
         canvas = extend_canvas(left_padded(prompt), draft_tokens, self.config.mask_token_id)
         filled = decode(self, canvas, settings, end_id)
         answer = filled.canvas.ids[:, length:]
-        lengths = answer_length(answer, end_id)
+        ends = () if end_id is None else (end_id,)
+        lengths = answer_length(answer, (*ends, *settings.stop_ids))
         return GenerateOutput(
             sequences=torch.cat([prompt.ids, answer], dim=1),
             nfe=filled.nfe,

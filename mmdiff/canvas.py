@@ -12,21 +12,33 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Block:
+    """The visual tokens of one tiled picture: `grid` (columns, rows) of its tiles or None for one
+    tile, original `size` (width, height) in pixels, canvas `cells` it fills."""
+
+    grid: tuple[int, int] | None
+    size: tuple[int, int]
+    cells: int
+
+
 @dataclass
 class Features:
     """What an encoder paints: raw inputs, and the flat cells that its output tokens fill.
 
-    `pixel_values` (n, 3, H, W); `source` (K,) indexes the flattened (n * tokens) encoder output and
-    `cells` (K,) the flattened (B * L) canvas. Two cells may share one source, so that several rows
-    look at one encoded picture.
+    `pixel_values` (n, 3, H, W); `source` (K,) indexes the flattened visual tokens of all pictures
+    and `cells` (K,) the flattened (B * L) canvas. Two cells may share one source, so that several
+    rows look at one encoded picture. `blocks` are the pictures' where these are cut into tiles.
     """
 
     pixel_values: Tensor
     source: Tensor
     cells: Tensor
+    blocks: list[Block] | None = None
 
     def to(self, device: torch.device | str) -> Features:
-        return Features(self.pixel_values.to(device), self.source.to(device), self.cells.to(device))
+        moved = (x.to(device) for x in (self.pixel_values, self.source, self.cells))
+        return Features(*moved, blocks=self.blocks)
 
 
 @dataclass
@@ -44,6 +56,7 @@ class Canvas:
     segment: Tensor  # 0 shared by all, 1.. packed examples
     copy: Tensor  # 0 clean, 1 and 2 the halves of a complementary pair
     position: Tensor  # rotary positions
+    layout: str | None = None  # attention layout, where it is not the model's own
     prompt_length: int = 0  # P: columns [0, P) hold prompts, left padded; 0 in packed rows
     features: Features | None = None
 

@@ -1,25 +1,32 @@
-"""`mmdiff.load`: a built-in name or a checkpoint folder -> a model ready to use."""
+"""`mmdiff.load`: a built-in name, a folder or a hub id -> a model ready to use."""
 
 from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdiff.checkpoints import hub
+from mmdiff.checkpoints.base import find, our_key
 from mmdiff.errors import CheckpointError, SettingError, nearest
 
 if TYPE_CHECKING:
     import torch
 
-    from mmdiff.model import MMDiffModel
+    from mmdiff.checkpoints.base import Family
+    from mmdiff.model import MMDiffConfig, MMDiffModel
 
 BUILT_IN = {"mmdiff/tiny": Path(__file__).parent / "tiny"}
 DEFAULT = "mmdiff/tiny"
 
 
-def resolve(name: str | Path) -> Path:
-    """The folder of a built-in name or path; raises CheckpointError with the nearest names."""
+def resolve(name: str | Path, download: bool = False) -> Path:
+    """The folder of a built-in name, path or hub id; raises CheckpointError with the nearest names.
+
+    A hub id is looked up on this machine; the network is asked only with `download`.
+    """
     if str(name) in BUILT_IN:
         return BUILT_IN[str(name)]
     path = Path(name)
@@ -34,25 +41,49 @@ def resolve(name: str | Path) -> Path:
         raise CheckpointError(f"{path}: the folder holds no config.json, so it is no checkpoint")
     if exists:
         raise CheckpointError(f"{path}: a checkpoint is a folder with config.json, not a file")
+    hint = nearest(str(name), BUILT_IN)
+    if isinstance(name, str) and hub.NAME.fullmatch(name):
+        return hub.find(name, download, hint)
     known = ", ".join(BUILT_IN)
     raise CheckpointError(
-        f"model {str(name)!r} is neither a folder nor a built-in name ({known})."
-        f"{nearest(str(name), BUILT_IN)}"
+        f"model {str(name)!r} is neither a folder nor a built-in name ({known}).{hint}"
     )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, of a known family; neither torch nor the weights are loaded."""
+    """The folder's config.json; neither torch nor the weights are loaded."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}/config.json cannot be read ({error})") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "mmdiff":
-        raise CheckpointError(
-            f"{folder}/config.json: model_type {kind!r} is unknown; known families: mmdiff"
-        )
-    return dict(config)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}/config.json holds no settings")
+    return config
+
+
+def model_config(folder: Path) -> tuple[Family, MMDiffConfig]:
+    """The family that recognises the folder's config.json, and our config made of it."""
+    published = read_config(folder)
+    name, family = find(published, f"{folder}/config.json")
+    config = config_of(family, published, folder)
+    if name != "mmdiff":
+        config.family, config.published = name, published
+    config.revision = hub.commit(folder) or config.revision
+    return family, config
+
+
+def config_of(family: Family, published: dict[str, Any], folder: Path) -> MMDiffConfig:
+    """Our config of a config.json of `family`; raises CheckpointError for one it cannot use."""
+    from mmdiff.model import MMDiffConfig
+
+    try:
+        return MMDiffConfig.from_dict(family.config(published))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}/{error}") from None
+    except SettingError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from None
+    except Exception as error:  # whatever values of a wrong type make the libraries raise
+        raise CheckpointError(f"{folder}/config.json cannot be used ({error!r})") from None
 
 
 def check_device(name: str | None) -> str | None:
@@ -74,52 +105,40 @@ def load(
     name: str | Path = DEFAULT,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    download: bool = False,
 ) -> MMDiffModel:
     """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError.
 
     `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
-    that is not there raises SettingError.
+    that is not there raises SettingError. A hub id is looked up on this machine; the network is
+    asked only with `download`.
     """
     import torch
 
-    from mmdiff.model import MMDiffModel
+    from mmdiff.checkpoints import prompts, weights
 
-    folder = resolve(name)
+    folder = resolve(name, download)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(str(check_device(str(device))))
+    if device.type == "cpu":
+        device = torch.device("cpu")  # safetensors knows no cpu:0
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, info = _from_pretrained(MMDiffModel, folder, dtype)
-    _check(folder, info)
+    if isinstance(dtype, str):
+        dtype = check_dtype(dtype)
+    family, config = model_config(folder)
+    model = weights.empty(config, folder)
+    weights.fill(model, folder, partial(our_key, family), device, dtype)
+    model.processor = prompts.processor_of(model, family, folder)
     return model.to(device).eval()
 
 
-def _from_pretrained(cls: Any, folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:
-    read_config(folder)
-    try:
-        model, info = cls.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are listed, for _check to refuse
-        )
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a broken file makes the libraries raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"{folder}: the checkpoint cannot be read ({first})") from error
-    return model, info
+def check_dtype(name: str) -> torch.dtype:
+    """The floating dtype called `name`; raises SettingError for any other word."""
+    import torch
 
-
-def _check(folder: Path, info: dict[str, Any]) -> None:
-    for kind, words in (
-        ("missing_keys", "lacks the weight"),
-        ("unexpected_keys", "holds a weight that the model has not"),
-        ("mismatched_keys", "holds a weight of the wrong shape"),
-    ):
-        keys = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(kind, ()))
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise CheckpointError(f"{folder}: the checkpoint {words}: {keys[0]}{more}")
+    dtypes = {n: getattr(torch, n) for n in ("float32", "bfloat16", "float16", "float64")}
+    if name not in dtypes:
+        raise SettingError(f"dtype {name!r} is unknown; use one of {', '.join(dtypes)}")
+    return dtypes[name]

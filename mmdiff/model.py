@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmdiff.diffusion.attention import Cells, additive, allowed
 from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
 from mmdiff.encoders.vision import build_vision
+from mmdiff.encoders.vision.tiles import Tiling, count, merge
 from mmdiff.heads.tasks import Tasks
 from mmdiff.processing import Processor
 from mmdiff.raw_ids import canvas_from_ids
@@ -27,10 +29,14 @@ class MMDiffConfig(PreTrainedConfig):
     """Architecture and special ids; lives in config.json.
 
     `text_config` and `vision_config` are plain dicts (a transformers `model_type` with its sizes; a
-    vision encoder's `spec()`), `projector` the projector's kind and options. `vocab_used` cuts off
-    vocabulary rows that no token uses: they can never be generated. `picture_apart`: trained on
-    packed rows, where picture cells never see the question behind them. `decoding` holds the
-    default decoding settings the checkpoint was meant for.
+    vision encoder's `spec()`), `projector` the projector's kind and options, `tiling` how pictures
+    are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one). `image_token_id` is
+    negative where the vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no
+    token uses: they can never be generated. `picture_apart`: trained on packed rows, where picture
+    cells never see the question behind them. `decoding` holds the default decoding settings the
+    checkpoint was meant for. A published checkpoint of another project carries the name of its
+    `family` and its `published` config.json, and one of the hub the commit it was loaded from as
+    `revision`.
     """
 
     model_type = "mmdiff"
@@ -40,6 +46,7 @@ class MMDiffConfig(PreTrainedConfig):
         text_config: dict[str, Any] | None = None,
         vision_config: dict[str, Any] | None = None,
         projector: dict[str, Any] | None = None,
+        tiling: dict[str, Any] | None = None,
         attention_layout: str = "full",
         picture_apart: bool = False,
         shift: bool = False,
@@ -48,11 +55,15 @@ class MMDiffConfig(PreTrainedConfig):
         vocab_used: int | None = None,
         forbidden_ids: list[int] | None = None,
         decoding: dict[str, Any] | None = None,
+        family: str | None = None,
+        published: dict[str, Any] | None = None,
+        revision: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.text_config = text_config or {"model_type": "llama"}
         self.vision_config = vision_config
         self.projector = projector
+        self.tiling = tiling
         self.attention_layout = attention_layout
         self.picture_apart = picture_apart
         self.shift = shift
@@ -61,6 +72,9 @@ class MMDiffConfig(PreTrainedConfig):
         self.vocab_used = vocab_used
         self.forbidden_ids = forbidden_ids or []
         self.decoding = decoding or {}
+        self.family = family
+        self.published = published
+        self.revision = revision
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)
 
@@ -96,6 +110,10 @@ class MMDiffModel(Tasks, PreTrainedModel):
             self.projector = build_projector(
                 options.pop("kind"), self.vision.width, width, **options
             )
+        self.tiling = Tiling.of(config.tiling) if config.tiling else None
+        self.image_newline = None
+        if self.tiling is not None and self.tiling.newline:
+            self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(width, self.backbone.config.vocab_size, bias=False)
         self.processor: Processor | None = None
@@ -125,17 +143,37 @@ class MMDiffModel(Tasks, PreTrainedModel):
 
     @property
     def image_tokens(self) -> int:
-        """Canvas cells that one picture fills."""
+        """Canvas cells that one picture fills, or of one tile where pictures are tiled."""
         if self.vision is None or self.projector is None:
             return 0
         return int(self.projector.tokens_out(self.vision.tokens))
+
+    def cells_of(self, size: tuple[int, int]) -> int:
+        """Canvas cells that a picture of `size` (width, height) fills."""
+        if self.tiling is None:
+            return self.image_tokens
+        return count(size, self.tiling, isqrt(self.image_tokens))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the vocabulary table."""
+        return int(self.backbone.config.vocab_size)
 
     def encode(self, features: Features) -> Tensor:
         """(K, D) projected encoder outputs for the cells of `features`."""
         assert self.vision is not None and self.projector is not None
         pixels = features.pixel_values.to(self.dtype)
         tokens = self.projector(self.vision(pixels))
-        return tokens.flatten(0, 1)[features.source]
+        if self.tiling is None or features.blocks is None:
+            return tokens.flatten(0, 1)[features.source]
+        merged, first = [], 0
+        for block in features.blocks:
+            columns, rows = block.grid or (0, 0)
+            last = first + 1 + columns * rows
+            tiles = tokens[first:last]
+            merged.append(merge(tiles, block.grid, block.size, self.tiling, self.image_newline))
+            first = last
+        return torch.cat(merged)[features.source]
 
     def embed(self, canvas: Canvas) -> Tensor:
         """(B, L, D): word embeddings with encoder outputs painted into their cells."""
@@ -160,7 +198,8 @@ class MMDiffModel(Tasks, PreTrainedModel):
         """
         stop = canvas.ids.shape[1] if stop is None else stop
         query, key = Cells.of(canvas, start, stop), Cells.of(canvas, 0, stop)
-        mask = additive(allowed(query, key, self.config.attention_layout), embeds.dtype)
+        layout = canvas.layout or self.config.attention_layout
+        mask = additive(allowed(query, key, layout), embeds.dtype)
         if cache is not None:
             cache.window(start, stop)
         return run_decoder(self.backbone, embeds, canvas.position[:, start:stop], mask, cache)
@@ -202,16 +241,22 @@ class MMDiffModel(Tasks, PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Any = None,
         writable: Tensor | None = None,
+        attention_layout: str | None = None,
+        image_sizes: Any = None,
         **_: Any,
     ) -> MMDiffOutput:
         """Logits (B, L, V); row i scores cell i.
 
         `input_ids` (B, L) have canvas length, or hold one placeholder -200 per picture, which is
         expanded here. `writable` (B, L) marks the answer, which a prefix-layout prompt cannot see.
+        `attention_layout` is used in place of the model's own.
         """
-        canvas = canvas_from_ids(self, input_ids, attention_mask, pixel_values, writable)
+        canvas = canvas_from_ids(
+            self, input_ids, attention_mask, pixel_values, writable, image_sizes
+        )
+        canvas.layout = attention_layout
         hidden = self.hidden(canvas, self.embed(canvas))
         if self.config.shift:
             hidden = shift_right(hidden)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmdiff.canvas import Canvas, Features
+from mmdiff.canvas import Block, Canvas, Features
+from mmdiff.encoders.vision.tiles import Tiling, count, cut
 from mmdiff.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+PLACEHOLDER = -200  # one per picture, as LLaVA's IMAGE_TOKEN_INDEX
 
 
 @dataclass
@@ -70,49 +74,81 @@ class ImageSettings:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class TextSettings:
+    """What a checkpoint's prompts and answers need beside its tokenizer; None: as that says.
+
+    `image_token` stands for a picture; None where the vocabulary has none (the canvas then holds
+    PLACEHOLDER). `after_images` follows the pictures of a message, `system` opens a conversation
+    that has no system message, `end_ids` end an answer, the first of them pads it.
+    """
+
+    image_token: str | None = None
+    mask_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+    system: str | None = None
+    after_images: str = ""
+
+
 class Processor:
     """Tokenizer + picture settings. Saved as tokenizer files and processor_config.json."""
 
     def __init__(
-        self, tokenizer: Any, image: ImageSettings, image_token: str | None = None
+        self,
+        tokenizer: Any,
+        image: ImageSettings,
+        text: TextSettings = TextSettings(),
+        tiling: Tiling | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image = image
-        self.image_token = image_token
-        self.image_token_id = (
-            None if image_token is None else tokenizer.convert_tokens_to_ids(image_token)
-        )
+        self.text = text
+        self.tiling = tiling
+        self.mask_id = int(tokenizer.mask_token_id if text.mask_id is None else text.mask_id)
+        self.end_ids = text.end_ids or (int(tokenizer.eos_token_id),)
+        self.end_id = self.end_ids[0]
+        self.image_token_id: int | None = None
+        if text.image_token is not None:
+            self.image_token_id = tokenizer.convert_tokens_to_ids(text.image_token)
+        elif image.tokens:
+            self.image_token_id = PLACEHOLDER
         self._added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(folder)
-        settings = {"image": asdict(self.image), "image_token": self.image_token}
+        settings = {"image": asdict(self.image), "text": asdict(self.text)}
+        if self.tiling is not None:
+            settings["tiling"] = asdict(self.tiling)
         text = json.dumps(settings, indent=2)
         (Path(folder) / "processor_config.json").write_text(text + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Processor:
-        from transformers import PreTrainedTokenizerFast
-
         path = Path(folder) / "processor_config.json"
+        tokenizer = read_tokenizer(folder)
         try:
             settings = json.loads(path.read_text())
             image = ImageSettings(**settings["image"])
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            said = settings["text"]
+            text = TextSettings(**(said | {"end_ids": tuple(said.get("end_ids", ()))}))
+            tiling = Tiling.of(settings["tiling"]) if settings.get("tiling") else None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"{folder}: the processor files cannot be read ({first})"
-            ) from None
-        return cls(tokenizer, image, settings.get("image_token"))
+            raise _unreadable(folder, error) from None
+        return cls(tokenizer, image, text, tiling)
 
-    @property
-    def mask_id(self) -> int:
-        return int(self.tokenizer.mask_token_id)
+    def cells_of(self, size: tuple[int, int]) -> int:
+        """Canvas cells that a picture of `size` (width, height) fills."""
+        if self.tiling is None:
+            return self.image.tokens
+        return count(size, self.tiling, math.isqrt(self.image.tokens))
 
-    @property
-    def end_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+    def read(self, images: Sequence[Image.Image]) -> tuple[Tensor, list[Block] | None]:
+        """(n, 3, H, W) pixel values of RGB pictures, and their blocks where they are tiled."""
+        if self.tiling is None:
+            return self.pixels(images), None
+        made = [cut(image, self.tiling) for image in images]
+        blocks = [Block(t.grid, t.size, self.cells_of(t.size)) for t in made]
+        return torch.cat([t.pixels for t in made]), blocks
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """(n, 3, H, W) float32 pixel values of RGB pictures."""
@@ -132,10 +168,8 @@ class Processor:
         return list(encoded["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text up to the first end-of-text."""
-        kept = list(ids)
-        if self.end_id in kept:
-            kept = kept[: kept.index(self.end_id)]
+        """Text up to the first end of text."""
+        kept = list(itertools.takewhile(lambda i: i not in self.end_ids, ids))
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
         return text.strip()
 
@@ -148,11 +182,13 @@ class Processor:
         held: list[str] = []
 
         def guard(text: str) -> str:
-            if not any(token in text for token in self._added) and _OPEN not in text:
+            if not any(token in text for token in (*self._added, _OPEN, _IMAGE)):
                 return text
             held.append(text)
             return f"{_OPEN}{len(held) - 1}{_CLOSE}"
 
+        if self.text.system and (not messages or messages[0]["role"] != "system"):
+            messages = [{"role": "system", "content": self.text.system}, *messages]
         rendered = self.tokenizer.apply_chat_template(
             [{**m, "content": self._flatten(m["content"], guard)} for m in messages],
             tokenize=False,
@@ -163,7 +199,9 @@ class Processor:
             if i:
                 number, piece = piece.split(_CLOSE, 1)
                 ids += self.encode(held[int(number)])
-            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+            for k, part in enumerate(piece.split(_IMAGE)):
+                ids += [PLACEHOLDER] * (k > 0)
+                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
         return ids
 
     def _flatten(self, content: Any, guard: Callable[[str], str]) -> str:
@@ -174,21 +212,46 @@ class Processor:
         for kind, parts in itertools.groupby(content, key=lambda part: part["type"]):
             if kind == "text":
                 flat += guard("".join(part["text"] for part in parts))
-            elif self.image_token is None:
+            elif self.image_token_id is None:
                 raise InputError("this model takes no pictures; leave them out")
             else:
-                flat += self.image_token * len(list(parts))
+                flat += (self.text.image_token or _IMAGE) * len(list(parts))
+                flat += self.text.after_images
         return flat
 
-    def expand(self, ids: Sequence[int]) -> list[int]:
-        """Every image token repeated to the cells its picture fills."""
+    def expand(
+        self, ids: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[int]:
+        """Every image token repeated to the cells its picture fills; tiled pictures need their
+        `sizes` (width, height), in order."""
         out: list[int] = []
+        number = 0
         for i in ids:
-            out += [i] * (self.image.tokens if i == self.image_token_id else 1)
+            if i != self.image_token_id:
+                out.append(i)
+                continue
+            out += [i] * (self.image.tokens if sizes is None else self.cells_of(sizes[number]))
+            number += 1
         return out
 
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around the number of a held-out text
+def read_tokenizer(folder: str | Path) -> Any:
+    """The fast tokenizer of a folder's own files. Raises CheckpointError where they are unfit."""
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: str | Path, error: Exception) -> CheckpointError:
+    first = (str(error).strip() or repr(error)).splitlines()[0]
+    return CheckpointError(f"{folder}: the processor files cannot be read ({first})")
+
+
+# Private-use characters: around the number of a held-out text; for a picture without a token.
+_OPEN, _CLOSE, _IMAGE = "\ue000", "\ue001", "\ue002"
 
 
 def prompt_row(
@@ -229,11 +292,20 @@ def packed_row(
 
 
 def collate(
-    rows: Sequence[Row], pad_id: int, pixel_values: Tensor | None = None, image: int | None = None
+    rows: Sequence[Row],
+    pad_id: int,
+    pixel_values: Tensor | None = None,
+    image: int | None = None,
+    length: int = 0,
+    blocks: list[Block] | None = None,
 ) -> Canvas:
-    """Pad rows into a Canvas; `image` is the id of the cells that pictures fill, in order."""
+    """Pad rows into a Canvas; `image` is the id of the cells that pictures fill, in order.
+
+    The canvas is as long as the rows need, or `length` if that is more. `blocks` are those of the
+    pictures where these are tiled.
+    """
     prompt = max(row.prompt for row in rows)
-    length = prompt + max(len(row.ids) - row.prompt for row in rows)
+    length = max(length, prompt + max(len(row.ids) - row.prompt for row in rows))
     columns = ("ids", "masked", "writable", "block", "segment", "copy", "position")
     fill = {"ids": pad_id, "masked": False, "writable": False}
     made: dict[str, list[list[Any]]] = {name: [] for name in (*columns, "valid")}
@@ -247,7 +319,8 @@ def collate(
     tensors: dict[str, Any] = {name: torch.tensor(values) for name, values in made.items()}
     canvas = Canvas(**tensors, prompt_length=prompt)
     if pixel_values is not None and pixel_values.shape[0]:
-        canvas.features = _features(rows, canvas, pixel_values, image)
+        order = [i for row in rows for i in row.images]
+        canvas.features = place(canvas, image, pixel_values, order, blocks)
     return canvas
 
 
@@ -266,14 +339,29 @@ def part_picture(canvas: Canvas) -> None:
     canvas.segment = (~from_here_on & has_picture).long()
 
 
-def _features(
-    rows: Sequence[Row], canvas: Canvas, pixel_values: Tensor, image: int | None
+def place(
+    canvas: Canvas,
+    image: int | None,
+    pixel_values: Tensor,
+    order: Sequence[int],
+    blocks: list[Block] | None = None,
 ) -> Features:
+    """Features for the cells that hold the image id; pictures fill them in `order`.
+
+    A negative id, which no vocabulary has, becomes 0 in the canvas. Raises InputError where cells
+    and pictures do not fit.
+    """
     # A typed image token never becomes this id (see Processor.encode), so ids are safe to search.
     cells = ((canvas.ids == image) & canvas.valid & ~canvas.writable).flatten().nonzero()[:, 0]
-    order = torch.tensor([i for row in rows for i in row.images], dtype=torch.long)
-    if len(order) == 0 or cells.numel() % len(order):
+    canvas.ids = canvas.ids.clamp(min=0)
+    if blocks is None:
+        if len(order) == 0 or cells.numel() % len(order):
+            raise InputError(f"{len(order)} pictures do not fit the {cells.numel()} image cells")
+        sizes = [cells.numel() // len(order)] * (max(order) + 1)
+    else:
+        sizes = [block.cells for block in blocks]
+    starts = [0, *itertools.accumulate(sizes)]
+    source = [n for i in order for n in range(starts[i], starts[i] + sizes[i])]
+    if len(source) != cells.numel():
         raise InputError(f"{len(order)} pictures do not fit the {cells.numel()} image cells")
-    tokens = cells.numel() // len(order)
-    source = (order[:, None] * tokens + torch.arange(tokens)).flatten()
-    return Features(pixel_values, source, cells)
+    return Features(pixel_values, torch.tensor(source, device=cells.device), cells, blocks)

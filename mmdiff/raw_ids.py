@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mmdiff.canvas import Canvas, Features
+from mmdiff.canvas import Block, Canvas
+from mmdiff.encoders.vision.tiles import cut, grid_of
 from mmdiff.errors import InputError
-from mmdiff.processing import part_picture
+from mmdiff.images import load_image
+from mmdiff.processing import PLACEHOLDER, part_picture, place
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
-
-PLACEHOLDER = -200  # one per picture, as LLaVA's IMAGE_TOKEN_INDEX
 
 
 def canvas_from_ids(
     model: MMDiffModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-    pixel_values: Tensor | None = None,
+    pixel_values: Any = None,
     writable: Tensor | None = None,
+    image_sizes: Any = None,
 ) -> Canvas:
     """A Canvas of raw ids (B, L), all given; image placeholders are expanded here.
 
-    `writable` marks the answer cells (block 1) and fits the expanded length.
+    `pixel_values` as in `read_pictures`. `writable` marks the answer cells (block 1) and fits the
+    expanded length.
     """
     ids, valid = input_ids, attention_mask
     valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid.bool()
@@ -37,11 +40,17 @@ def canvas_from_ids(
         )
     if ids.numel() == 0:
         raise InputError("input_ids are empty; give at least one id per row")
+    image_id, pixels, blocks = model.config.image_token_id, None, None
+    if pixel_values is not None:
+        if image_id is None:
+            raise InputError("this model takes no pictures; leave pixel_values out")
+        pixels, blocks = read_pictures(model, pixel_values, image_sizes)
     if (ids == PLACEHOLDER).any():
-        if pixel_values is None:
+        if pixels is None:
             raise InputError(f"input_ids hold {PLACEHOLDER} for pictures, but no pixel_values came")
-        ids, valid = _expand_raw(model, ids, valid)
-    if int(ids.max()) >= model.backbone.config.vocab_size or int(ids.min()) < 0:
+        ids, valid = _expand_raw(model, ids, valid, blocks)
+    known = ids[ids != image_id] if pixels is not None else ids
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < model.rows:
         raise InputError("input_ids hold an id outside the vocabulary")
     zeros = torch.zeros_like(ids)
     answer = torch.zeros_like(valid) if writable is None else writable.bool()
@@ -60,34 +69,90 @@ def canvas_from_ids(
         position=(valid.long().cumsum(1) - 1).clamp(min=0),
         prompt_length=ids.shape[1],
     )
-    if pixel_values is not None:
-        if model.config.image_token_id is None:
-            raise InputError("this model takes no pictures; leave pixel_values out")
-        image_cells = (ids == model.config.image_token_id) & valid
-        cells = image_cells.flatten().nonzero()[:, 0]
-        expected = pixel_values.shape[0] * model.image_tokens
-        if cells.numel() != expected:
+    if pixels is not None:
+        count = len(pixels) if blocks is None else len(blocks)
+        expected = count * model.image_tokens if blocks is None else sum(b.cells for b in blocks)
+        found = int(((ids == image_id) & valid & ~answer).sum())
+        if found != expected:
             raise InputError(
-                f"{pixel_values.shape[0]} pictures fill {expected} cells, "
-                f"but input_ids hold {cells.numel()} image cells"
+                f"{count} pictures fill {expected} cells, but input_ids hold {found} image cells"
             )
-        source = torch.arange(cells.numel(), device=cells.device)
-        canvas.features = Features(pixel_values, source, cells)
+        canvas.features = place(canvas, image_id, pixels, range(count), blocks)
     if model.config.picture_apart:
         part_picture(canvas)
     return canvas
 
 
-def _expand_raw(model: MMDiffModel, ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def read_pictures(
+    model: MMDiffModel, pictures: Any, sizes: Any = None
+) -> tuple[Tensor, list[Block] | None]:
+    """Pixel values (n, 3, H, W), and the pictures' blocks where the model tiles them.
+
+    `pictures` is such a tensor; or, for a model that tiles, a list of pictures or of lists of them
+    (one per row): PIL, (H, W, 3) uint8 arrays, or their tiles (n, 3, H, W) with the original
+    (width, height) in `sizes`.
+    """
+    if model.tiling is None:
+        if not isinstance(pictures, Tensor) or pictures.dim() != 4:
+            raise InputError("pixel_values must be a tensor (n, 3, H, W) for this model")
+        return pictures, None
+    flat = list(_flat(pictures))
+    given = [tuple(map(int, size)) for size in sizes] if sizes is not None else []
+    tiles, blocks = [], []
+    for number, picture in enumerate(flat):
+        if isinstance(picture, Tensor) and picture.is_floating_point():
+            if number >= len(given):
+                raise InputError("tiles need image_sizes: (width, height) of every picture")
+            size = given[number]
+            pixels = picture.view(-1, *picture.shape[-3:])
+            grid = grid_of(size, model.tiling)
+        else:
+            cut_up = cut(load_image(_array(picture)).image, model.tiling)
+            pixels, grid, size = cut_up.pixels.to(model.device), cut_up.grid, cut_up.size
+        expected = 1 + grid[0] * grid[1] if grid else 1
+        if len(pixels) != expected:
+            raise InputError(
+                f"picture {number} of size {size} has {len(pixels)} tiles, not {expected}"
+            )
+        tiles.append(pixels)
+        blocks.append(Block(grid, size, model.cells_of(size)))
+    return torch.cat(tiles), blocks
+
+
+def _flat(pictures: Any) -> Iterator[Any]:
+    """The pictures of nested lists in order; a tensor (n, tiles, 3, H, W) is a list too."""
+    if isinstance(pictures, Tensor) and pictures.dim() == 5:
+        pictures = list(pictures)
+    if not isinstance(pictures, (list, tuple)):
+        yield pictures
+        return
+    for picture in pictures:
+        yield from _flat(picture)
+
+
+def _array(picture: Any) -> Any:
+    return picture.cpu().numpy() if isinstance(picture, Tensor) else picture
+
+
+def _expand_raw(
+    model: MMDiffModel, ids: Tensor, valid: Tensor, blocks: list[Block] | None
+) -> tuple[Tensor, Tensor]:
     """Placeholders become the picture's cells; shorter rows are padded on the left."""
+    number = 0
     rows = []
     for row_ids, row_valid in zip(ids.tolist(), valid.tolist(), strict=True):
         out: list[tuple[int, bool]] = []
         for i, ok in zip(row_ids, row_valid, strict=True):
-            if i == PLACEHOLDER:
-                out += [(model.config.image_token_id, ok)] * model.image_tokens
-            else:
+            if i != PLACEHOLDER:
                 out.append((i, ok))
+                continue
+            if blocks is not None and number >= len(blocks):
+                raise InputError(
+                    f"input_ids hold more {PLACEHOLDER} than the {len(blocks)} pictures"
+                )
+            cells = model.image_tokens if blocks is None else blocks[number].cells
+            out += [(model.config.image_token_id, ok)] * cells
+            number += 1
         rows.append(out)
     longest = max(map(len, rows))
     padded = [[(0, False)] * (longest - len(r)) + r for r in rows]

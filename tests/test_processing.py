@@ -7,7 +7,14 @@ import torch
 from PIL import Image
 
 from mmdiff.errors import CheckpointError, InputError
-from mmdiff.processing import Processor, collate, packed_row, part_picture, prompt_row
+from mmdiff.processing import (
+    ImageSettings,
+    Processor,
+    collate,
+    packed_row,
+    part_picture,
+    prompt_row,
+)
 
 SPECIAL = ("<|end|>", "<|mask|>", "<|image|>", "<|user|>", "<|assistant|>")
 PAD = 1
@@ -95,7 +102,7 @@ def test_a_picture_takes_its_cells_and_a_typed_placeholder_none(processor):
 
 
 def test_a_model_without_eyes_refuses_a_picture(processor):
-    blind = Processor(processor.tokenizer, processor.image)
+    blind = Processor(processor.tokenizer, ImageSettings())
     assert blind.prompt_ids(user("a")) == processor.prompt_ids(user("a"))
     with pytest.raises(InputError, match="takes no pictures"):
         blind.prompt_ids(user(None, "a"))
@@ -211,7 +218,7 @@ def test_broken_files_are_one_line(processor, tmp_path, settings):
 
 
 def test_a_missing_tokenizer_is_one_line(processor, tmp_path):
-    settings = {"image": {"size": 32}, "image_token": None}
+    settings = {"image": {"size": 32}, "text": {}}
     (tmp_path / "processor_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="the processor files cannot be read"):
         Processor.from_pretrained(tmp_path)

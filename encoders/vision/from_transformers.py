@@ -1,7 +1,8 @@
 """Vision networks of transformers: SigLIP, SigLIP 2, CLIP, DINOv2, ViT, ConvNeXt, BiT, ResNet...
 
 A spec has ``source: transformers``, ``model_type``, ``config`` (arguments of its configuration
-class) and optionally ``select_layer``, ``image_size``, ``mean``, ``std``, ``resample``.
+class) and optionally ``select_layer``, ``image_size``, ``mean``, ``std``, ``resample`` and
+``attention`` (transformers' attn_implementation; sdpa where the network has it).
 ``select_layer: -1`` (the default) is the network's own ``last_hidden_state``; ``-2`` and below are
 ``hidden_states[select_layer]``, which no final norm has touched (LLaVA, LaViDa and LLaDA-V use -2).
 Layers and heads that the chosen output does not need are not built.
@@ -18,7 +19,7 @@ from mmdiff.encoders.vision import sources
 from mmdiff.encoders.vision.base import COMMON_KEYS, VisionEncoder, as_tokens, check_keys
 from mmdiff.errors import CheckpointError, SettingError
 
-KEYS = (*COMMON_KEYS, "model_type", "config", "select_layer")
+KEYS = (*COMMON_KEYS, "model_type", "config", "select_layer", "attention")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 OWN_POOLER = ("bit", "regnet", "resnet", "swin")  # without parameters, and always called
 
@@ -130,7 +131,10 @@ def build(spec: dict, weights: str | None = None, download: bool = False) -> Tra
     check_keys(spec, KEYS, "vision encoder")
     config = network_config(spec)
     try:
-        net = AutoModel.from_config(config) if weights is None else load(config, weights, download)
+        if weights is None:
+            net = AutoModel.from_config(config, attn_implementation=spec.get("attention"))
+        else:
+            net = load(config, weights, download)
         if spec.get("select_layer", -1) != -1:
             without_final_norm(net)
         return TransformersVision(spec, net)

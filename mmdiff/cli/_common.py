@@ -16,7 +16,7 @@ import typer
 from mmdiff.cli._progress import Progress
 from mmdiff.config import parse_assignments
 from mmdiff.errors import MMDiffError, SettingError
-from mmdiff.loading import check_device, load, read_config, resolve
+from mmdiff.loading import check_device, load, model_config, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ class Session:
 
         self.head, self.device = head, check_device(device)
         self.folder = resolve(model)
-        preset = read_config(self.folder).get("decoding") or {}
+        preset = model_config(self.folder)[1].decoding
         self.settings = parse_assignments(assignments)
         made = make_decoding(HEADS.get(head).defaults, preset, self.settings)
         if any(rule in self.settings for rule in RULES):

@@ -8,7 +8,7 @@ import typer
 
 from mmdiff.cli._common import JsonOption, say_json
 from mmdiff.errors import CheckpointError
-from mmdiff.loading import DEFAULT, read_config, resolve
+from mmdiff.loading import DEFAULT, model_config, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,24 +32,17 @@ def info(
 
 def describe(folder: Path) -> dict[str, Any]:
     """JSON-able facts about a checkpoint: its config, and the model built without storage."""
-    import torch
+    from mmdiff.checkpoints import weights
 
-    from mmdiff.model import MMDiffConfig, MMDiffModel
-
-    raw = read_config(folder)
+    family, config = model_config(folder)
     stored = stored_weights(folder)
-    try:
-        config = MMDiffConfig.from_dict(raw)
-        with torch.device("meta"):
-            model = MMDiffModel(config)
-    except Exception as error:  # whatever odd sizes make the libraries raise
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(f"{folder}/config.json describes no model ({reason})") from error
+    model = weights.empty(config, folder)
     parameters = count_parameters(model)
     text: Any = model.backbone.config
     vision = model.vision
     return {
-        "family": config.model_type,
+        "family": config.family or "mmdiff",
+        "title": family.title,
         "parameters": parameters,
         "memory_bf16_bytes": parameters["total"] * BF16_BYTES,
         "stored": stored,

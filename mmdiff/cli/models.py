@@ -8,19 +8,17 @@ from mmdiff.cli._common import JsonOption, say_json
 from mmdiff.loading import BUILT_IN
 
 LICENCES = {"mmdiff/tiny": "Apache-2.0"}
-FAMILIES = {"mmdiff": "folders that mmdiff train or save_pretrained wrote: --model FOLDER"}
+OWN = "what mmdiff train and convert write"
 
 
 def models(as_json: JsonOption = False) -> None:
     """List the built-in models and the families of checkpoints that load."""
-    found = [summarise(name) for name in BUILT_IN]
+    found, known = [summarise(name) for name in BUILT_IN], families()
     if as_json:
-        for row in found:
+        for row in [*found, *known]:
             say_json(row)
-        for family, loads in FAMILIES.items():
-            say_json({"family": family, "loads": loads})
     else:
-        show(found)
+        show(found, known)
 
 
 def summarise(name: str) -> dict[str, Any]:
@@ -37,7 +35,15 @@ def summarise(name: str) -> dict[str, Any]:
     }
 
 
-def show(found: list[dict[str, Any]]) -> None:
+def families() -> list[dict[str, Any]]:
+    """JSON-able facts about the families of checkpoints: known hub ids with their licence."""
+    from mmdiff.checkpoints.base import FAMILIES
+
+    found = [(name, FAMILIES.get(name)) for name in FAMILIES.names()]
+    return [{"family": name, "title": f.title, "hub": dict(f.hub)} for name, f in found]
+
+
+def show(found: list[dict[str, Any]], known: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -49,12 +55,13 @@ def show(found: list[dict[str, Any]]) -> None:
     for row in found:
         size, count = megabytes(row["bytes"]), millions(row["parameters"])
         table.add_row(row["model"], row["family"], count, size, row["licence"])
-    families = Table(box=None, pad_edge=False)
-    families.add_column("family")
-    families.add_column("loads", overflow="fold")
-    for family, loads in FAMILIES.items():
-        families.add_row(family, loads)
+    loads = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("family", "title", "hub id", "licence"):
+        loads.add_column(column, overflow="fold")
+    for row in known:
+        ids, licences = "\n".join(row["hub"]), "\n".join(row["hub"].values())
+        loads.add_row(row["family"], row["title"], ids or OWN, licences)
     console = Console(highlight=False, markup=False)
     console.print(table)
-    console.print()
-    console.print(families)
+    console.print("\n--model loads a folder or a hub id of these families:")
+    console.print(loads)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 
 class Cache(Protocol):
+    calls: int  # of the backbone per step
+    start: int  # first column that a step feeds
+
     def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
         """Runs encoders and, where kept, the prompt."""
 
@@ -33,12 +36,16 @@ CACHES: Registry[type[Cache]] = Registry("cache")
 class NoCache:
     """The whole canvas at every step; encoders still run once."""
 
+    calls = 1
+    start = 0
+
     def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
         self.model = model
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        embeds = embed_answer(self.model, canvas, self.prompt)
+        answer = self.model.get_input_embeddings()(canvas.ids[:, canvas.prompt_length :])
+        embeds = torch.cat([self.prompt, answer], dim=1)
         return self.model.head(self.model.pick(self.model.hidden(canvas, embeds), need))
 
     def select(self, rows: Tensor) -> None:
@@ -51,28 +58,26 @@ class PrefixCache:
 
     Exact for checkpoints trained with the prefix or block layout, where the prompt never sees the
     answer; approximate otherwise (LaViDa's inference, arXiv:2505.16839 B.4). A shifted checkpoint
-    also feeds the last prompt column, which scores the first answer cell.
+    also keeps the hidden state of the last prompt cell, which scores the first answer cell.
     """
+
+    calls = 1
 
     def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
         self.model = model
-        self.start = canvas.prompt_length - int(model.config.shift)
+        self.start = canvas.prompt_length
         self.store = KeyValueCache(canvas.ids.shape[1])
-        prompt = model.embed(canvas)[:, : canvas.prompt_length]
-        model.hidden(canvas, prompt, 0, canvas.prompt_length, self.store)
-        self.tail = prompt[:, self.start :]
+        prompt = model.embed(canvas)[:, : self.start]
+        hidden = model.hidden(canvas, prompt, 0, self.start, self.store)
+        self.last = hidden[:, self.start - int(model.config.shift) :]
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        embeds = embed_answer(self.model, canvas, self.tail)
-        hidden = self.model.hidden(canvas, embeds, self.start, None, self.store)
-        return self.model.head(self.model.pick(hidden, need, self.start))
+        answer = self.model.get_input_embeddings()(canvas.ids[:, self.start :])
+        hidden = self.model.hidden(canvas, answer, self.start, None, self.store)
+        hidden = torch.cat([self.last, hidden], dim=1)
+        first = self.start - self.last.shape[1]
+        return self.model.head(self.model.pick(hidden, need, first))
 
     def select(self, rows: Tensor) -> None:
-        self.tail = self.tail[rows]
+        self.last = self.last[rows]
         self.store.select(rows)
-
-
-def embed_answer(model: MMDiffModel, canvas: Canvas, before: Tensor) -> Tensor:
-    """(b, Q, D): kept embeddings of prompt columns, then those of the answer as it is now."""
-    answer = model.get_input_embeddings()(canvas.ids[:, canvas.prompt_length :])
-    return torch.cat([before, answer], dim=1) if before.shape[1] else answer

@@ -12,55 +12,57 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
+from mmdiff.decoding.draws import Draws, top
 from mmdiff.decoding.propose import Proposal
 from mmdiff.decoding.settings import Decoding, check_name
-from mmdiff.diffusion.schedule import REVEAL_SCHEDULES, reveal_counts, uniform
+from mmdiff.diffusion.schedule import REVEAL_SCHEDULES, reveal_counts, timestep_counts
 from mmdiff.registry import Registry
 
 
 class Order(Protocol):
-    def __call__(self, proposal: Proposal, key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """(K,) scores, larger first; `key` is (row seed, step, cell)."""
+    def __call__(self, proposal: Proposal, draws: Draws) -> Tensor:
+        """(K,) scores, larger first."""
 
 
 ORDERS: Registry[Order] = Registry("order")
 
 
 @ORDERS.register("confidence")
-def confidence(proposal: Proposal, key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def confidence(proposal: Proposal, draws: Draws) -> Tensor:
     """Log-odds of the proposed token (LLaDA's low_confidence remasking)."""
     return proposal.log_odds
 
 
 @ORDERS.register("margin")
-def margin(proposal: Proposal, key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def margin(proposal: Proposal, draws: Draws) -> Tensor:
     """p1 - p2 of the two most likely tokens (Dream's topk_margin)."""
     top = proposal.logits.float().softmax(1).topk(2, dim=1).values
     return top[:, 0] - top[:, 1]
 
 
 @ORDERS.register("entropy")
-def entropy(proposal: Proposal, key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """sum p log p, the negative entropy (Dream)."""
-    logp = proposal.logits.float().log_softmax(1)
-    return (logp.exp() * logp.clamp(min=-1e4)).sum(1)
+def entropy(proposal: Proposal, draws: Draws) -> Tensor:
+    """sum p log(p + 1e-10), the negative entropy (Dream)."""
+    p = proposal.logits.float().softmax(1)
+    return (p * (p + 1e-10).log()).sum(1)
 
 
 @ORDERS.register("random")
-def random(proposal: Proposal, key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    seed, step, cell = key
-    return uniform(seed, step, cell, torch.ones_like(cell)).to(proposal.logits)
+def random(proposal: Proposal, draws: Draws) -> Tensor:
+    return draws.uniform().to(proposal.logits)
 
 
 @ORDERS.register("left_to_right")
-def left_to_right(proposal: Proposal, key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return -key[2].to(proposal.logits)
+def left_to_right(proposal: Proposal, draws: Draws) -> Tensor:
+    return -draws.cell.to(proposal.logits)
 
 
 class Accept(Protocol):
     def __init__(self, settings: Decoding, canvas: Canvas) -> None: ...
 
-    def __call__(self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor) -> Tensor:
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
         """(b, L) bool from order scores and probabilities (b, L) of the rows still open; `rows`
         (b,) are their numbers in the whole batch."""
 
@@ -73,7 +75,7 @@ class Scheduled:
     """The n_i best cells of step i: `steps` per block, shaped by `schedule` (reveal_counts)."""
 
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
-        check_name("schedule", settings.schedule, REVEAL_SCHEDULES)
+        check_name("schedule", settings.schedule, (*REVEAL_SCHEDULES, "timestep"))
         self.settings = settings
         blocks = int(canvas.block.max())
         per_block = [
@@ -86,15 +88,24 @@ class Scheduled:
         self.step = [0] * len(self.quota)
 
     def _counts(self, block: int, masks: int) -> list[int]:
-        steps = self.settings.steps_of_block(block) or masks
-        return reveal_counts(masks, steps, self.settings.schedule, self.settings.shift)
+        settings = self.settings
+        steps = settings.steps_of_block(block) or masks
+        if settings.schedule == "timestep":
+            return timestep_counts(masks, steps, settings.eps, at_least=not settings.compat)
+        return reveal_counts(masks, steps, settings.schedule, settings.shift)
 
-    def __call__(self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor) -> Tensor:
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
         counts = []
         for row in rows.tolist():
             counts.append(self.quota[row][min(self.step[row], len(self.quota[row]) - 1)])
             self.step[row] += 1
-        return top(score, torch.tensor(counts, device=score.device))
+        counted = torch.tensor(counts, device=score.device)
+        heat = self.settings.order_temperature
+        if heat and self.settings.order == "confidence":  # Dream tempers probabilities
+            score = torch.where(score > float("-inf"), probability, score)
+        return draws.choose(score, counted, heat)
 
 
 @ACCEPTS.register("threshold")
@@ -105,16 +116,30 @@ class Threshold:
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
         self.threshold = settings.threshold
 
-    def __call__(self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor) -> Tensor:
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
         is_open = score > float("-inf")
         best = top(score, torch.ones(len(score), dtype=torch.long, device=score.device))
         return best | (is_open & (probability >= self.threshold))
 
 
-def top(score: Tensor, counts: Tensor) -> Tensor:
-    """(B, L) bool: the counts[b] best cells of each row, ties to the lowest cell; never a -inf."""
-    order = score.argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(
-        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
-    )
-    return (place < counts[:, None]) & (score > float("-inf"))
+@ACCEPTS.register("origin")
+class Origin:
+    """Every cell by its own draw, with probability 1 - s/t between the times t > s of a step, all
+    that is left in the last one (Dream's alg=origin, the ancestral sampler of MDLM)."""
+
+    def __init__(self, settings: Decoding, canvas: Canvas) -> None:
+        self.steps = settings.steps or int(canvas.masked.sum(1).max())
+        self.eps = settings.eps
+
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
+        is_open = score > float("-inf")
+        time = torch.linspace(1, self.eps, self.steps + 1)
+        step = draws.step.clamp(max=self.steps - 1).cpu()
+        chance = torch.where(step < self.steps - 1, 1 - time[step + 1] / time[step], 1.0)
+        accept = torch.zeros_like(is_open)
+        accept[is_open] = draws.uniform() < chance.to(score.device)
+        return accept

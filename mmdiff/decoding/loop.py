@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES
+from mmdiff.decoding.cache import CACHES, Cache
 from mmdiff.decoding.choose import ACCEPTS, ORDERS
+from mmdiff.decoding.draws import DRAWS, Draws
+from mmdiff.decoding.guide import Guided
 from mmdiff.decoding.propose import propose
 from mmdiff.decoding.settings import Decoding, with_seed
 from mmdiff.decoding.stop import STOPS
@@ -18,6 +20,9 @@ from mmdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
+
+
+LATER = 1e30  # below every score of an order
 
 
 @dataclass
@@ -56,11 +61,25 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
     order, stop = ORDERS.get(settings.order), STOPS.get(settings.stop)
     make_cache, make_accept = CACHES.get(cache_name(model, settings)), ACCEPTS.get(settings.accept)
     set_blocks(canvas, settings.block_length)
+    if settings.compat == "llada" and not bool(canvas.valid.all()):
+        canvas.layout = "causal"  # what the published network does with any padding mask
     seed = torch.tensor(with_seed(settings, canvas.shape[0]), device=canvas.device)
+    cache: Cache
+    if settings.cfg_scale:
+        cache = Guided(make_cache, model, canvas, settings.cfg_scale)
+    else:
+        cache = make_cache(model, canvas)
+    make_draws = DRAWS.get(settings.compat) if settings.compat else Draws
+    make_draws.begin(model, canvas, cache)
     accept_rule = make_accept(settings, canvas)
-    cache = make_cache(model, canvas)
-    forbidden = model.forbidden()
+    ends = (() if end_id is None else (end_id,)) + settings.stop_ids
+    end_ids = torch.tensor(ends, dtype=torch.long, device=canvas.device)
+    forbidden = torch.tensor(settings.forbid, dtype=torch.long, device=canvas.device)
+    if settings.compat is None:  # published code may write any id
+        forbidden = torch.cat([forbidden, model.forbidden()])
+    late = torch.tensor(settings.late, dtype=torch.long, device=canvas.device)
     filled = Filled(canvas, torch.zeros_like(seed), 0)
+    step = torch.zeros_like(seed[:1])
     rows = torch.arange(canvas.shape[0], device=canvas.device)
     live = canvas.select(rows)
 
@@ -78,17 +97,22 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         logits[:, forbidden] = float("-inf")
         row, cell = need.nonzero(as_tuple=True)
         offset = cell - live.prompt_length  # the same for any padding
-        key = (seed[rows][row], filled.nfe[rows][row], offset)
-        proposal = propose(logits, key, settings)
-        score = _spread(order(proposal, key), need, float("-inf"))
-        probability = _spread(proposal.probability, need, 0.0)
-        accept = accept_rule(score, probability, live, rows)
-        if not bool(accept.any(1).all()):
+        fed = (len(rows), live.shape[1] - cache.start)
+        place = row * fed[1] + cell - cache.start
+        draws = make_draws(seed[rows][row], step.expand_as(row), offset, fed, place)
+        proposal = propose(logits, draws, settings)
+        if bool(proposal.log_odds.isnan().any()):
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
+        ranked = order(proposal, draws)
+        ranked = ranked - LATER * torch.isin(proposal.tokens, late)
+        score = _spread(ranked, need, float("-inf"))
+        probability = _spread(proposal.probability, need, 0.0)
+        accept = accept_rule(score, probability, live, rows, draws)
         live.write(_spread(proposal.tokens, need, 0), accept)
-        stop(live, end_id)
-        filled.nfe[rows] += 1
-        filled.calls += 1
+        stop(live, end_ids)
+        step += 1
+        filled.nfe[rows] += cache.calls
+        filled.calls += cache.calls
         if settings.trace:
             filled.trace.append(
                 Step(rows, live.ids.clone(), live.masked.clone(), accept, probability)

@@ -21,18 +21,26 @@ class Decoding:
     max_new_tokens: int = 32  # N, cells of the answer
     steps: int | None = None  # decisions in total, split over blocks; None: one cell per step
     block_length: int | None = None  # cells decided together; None: the whole answer
-    schedule: str = "linear"  # linear | shift | cosine | logit_normal: cells per step
+    schedule: str = "linear"  # linear | shift | cosine | logit_normal | timestep: cells per step
     shift: float = 3.0  # of schedule=shift; below 1 reveals many cells early
+    eps: float = 1e-3  # of schedule=timestep and accept=origin: the last time
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
-    accept: str = "schedule"  # schedule | threshold
+    order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
+    accept: str = "schedule"  # schedule | threshold | origin
     threshold: float = 0.9  # of accept=threshold: accept cells with probability >= threshold
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: off
     cache: str = "auto"  # auto | none | prefix; auto: prefix where that is exact
-    stop: str = "end_of_text"  # end_of_text | none
+    cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
+    forbid: tuple[int, ...] = ()  # ids that no cell may take
+    late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
+    stop_ids: tuple[int, ...] = ()  # ids that end a text beside the model's end-of-text
+    stop: str = "end_of_text"  # end_of_text | cut | none
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
     trace: bool = False  # keep every step
+    # Behave as a published project's code, random draws included: llada | dream | lavida_dream
+    compat: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "steps", "block_length"):
@@ -45,6 +53,10 @@ class Decoding:
             raise SettingError("top_p=0 keeps no token; use a value in (0, 1]")
         if not 0 <= self.temperature < math.inf or self.top_k < 0:
             raise SettingError("temperature and top_k must be finite and not negative")
+        if not 0 <= self.order_temperature < math.inf or not 0 <= self.cfg_scale < math.inf:
+            raise SettingError("order_temperature and cfg_scale must be finite and not negative")
+        if not 0 < self.eps < 1:
+            raise SettingError(f"eps={self.eps} must lie in (0, 1)")
         if not 0 < self.shift < math.inf:
             raise SettingError(f"shift={self.shift} must be finite and above 0")
         if self.steps is not None and self.steps < self.blocks:
@@ -75,8 +87,9 @@ def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
             merged["threshold"] = options.pop("value")
         if options:
             raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
-    if isinstance(merged.get("seed"), list):
-        merged["seed"] = tuple(merged["seed"])
+    for name in ("seed", "forbid", "late", "stop_ids"):
+        if isinstance(merged.get(name), list):
+            merged[name] = tuple(merged[name])
     return build(Decoding, merged, "decoding settings")
 
 

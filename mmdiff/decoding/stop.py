@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,26 +14,36 @@ STOPS: Registry = Registry("stop")
 
 
 @STOPS.register("none")
-def never(canvas: Canvas, end_id: int | None) -> None:
+def never(canvas: Canvas, end_ids: Tensor) -> None:
     """Every cell is decided by the model."""
 
 
 @STOPS.register("end_of_text")
-def end_of_text(canvas: Canvas, end_id: int | None) -> None:
-    """Masked cells behind the first decided end-of-text become end-of-text too."""
-    if end_id is None:
-        return
-    decided = canvas.writable & ~canvas.masked & (canvas.ids == end_id)
-    behind = decided.long().cumsum(1) > 0
-    fill = canvas.masked & behind
-    canvas.ids = torch.where(fill, end_id, canvas.ids)
-    canvas.masked = canvas.masked & ~fill
+def end_of_text(canvas: Canvas, end_ids: Tensor) -> None:
+    """Masked cells behind the first decided end-of-text, or other id (n,) that ends a text, become
+    the first of these ids."""
+    fill = _behind(canvas, end_ids)
+    if len(end_ids):
+        canvas.ids = torch.where(fill, end_ids[0], canvas.ids)
+        canvas.masked = canvas.masked & ~fill
 
 
-def answer_length(ids: Tensor, end_id: int | None) -> Tensor:
-    """(B,) cells of answers (B, N) up to and including the first end-of-text."""
-    rows, cells = ids.shape
-    if end_id is None:
-        return torch.full((rows,), cells, device=ids.device)
-    ended = (ids == end_id).long().cumsum(1) > 0
+@STOPS.register("cut")
+def cut(canvas: Canvas, end_ids: Tensor) -> None:
+    """Masked cells behind the first decided end keep their mask ids and are never decided: the
+    cells before are filled as if the answer went on (LLaDA-V `generate_with_embeds`)."""
+    canvas.masked = canvas.masked & ~_behind(canvas, end_ids)
+
+
+def _behind(canvas: Canvas, end_ids: Tensor) -> Tensor:
+    """(B, L) bool: masked cells behind a decided one of these ids (n,)."""
+    decided = canvas.writable & ~canvas.masked & torch.isin(canvas.ids, end_ids)
+    return canvas.masked & (decided.long().cumsum(1) > 0)
+
+
+def answer_length(ids: Tensor, end_ids: Sequence[int]) -> Tensor:
+    """(B,) cells of answers (B, N) up to and including the first of the ids that end a text."""
+    cells = ids.shape[1]
+    ends = torch.tensor(end_ids, dtype=torch.long, device=ids.device)
+    ended = torch.isin(ids, ends).long().cumsum(1) > 0
     return (cells - ended.sum(1) + ended.any(1)).long()

@@ -4,6 +4,7 @@ A query sees a key when the key is valid, lies in its segment (or in segment 0, 
 copy (or is clean, copy 0), and the layout agrees:
 
 * full: always;
+* causal: keys of no later column;
 * block: clean keys of no later block; for a noisy query, clean keys of strictly earlier blocks and
   its own copy of its own block (BD3-LM's mask, arXiv:2503.09573 §3.2);
 * prefix: as block with all answer cells in one block, so the prompt never sees the answer
@@ -20,7 +21,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.errors import SettingError
 
-LAYOUTS = ("full", "prefix", "block")
+LAYOUTS = ("full", "causal", "prefix", "block")
 
 # exp(-6e4) is exactly 0 in every float type and -6e4 is finite in every one, so autocast to a
 # narrower type cannot turn a padded row into NaN as the type's own minimum would.
@@ -35,15 +36,18 @@ class Cells:
     segment: Tensor
     copy: Tensor
     valid: Tensor
+    column: Tensor  # (n,)
 
     @classmethod
     def of(cls, canvas: Canvas, start: int = 0, stop: int | None = None) -> Cells:
         columns = slice(start, stop)
+        numbers = torch.arange(canvas.ids.shape[1], device=canvas.device)
         return cls(
             canvas.block[:, columns],
             canvas.segment[:, columns],
             canvas.copy[:, columns],
             canvas.valid[:, columns],
+            numbers[columns],
         )
 
 
@@ -61,6 +65,8 @@ def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
     see = key.valid[:, None, :] & ((segment_k == 0) | (segment_k == segment_q))
     if layout == "full":
         return see & (same_copy | (copy_k == 0))
+    if layout == "causal":
+        return see & (same_copy | (copy_k == 0)) & (key.column <= query.column[:, None])
     block_q, block_k = query.block[:, :, None], key.block[:, None, :]
     if layout == "prefix":
         block_q, block_k = block_q.clamp(max=1), block_k.clamp(max=1)

@@ -62,8 +62,9 @@ def reveal_counts(
     steps = max(1, min(steps, masks))
     if schedule == "linear":
         return [masks // steps + (i < masks % steps) for i in range(steps)]
-    sigma = [_sigma(i / steps, schedule, shift) for i in range(steps + 1)]
-    ends = [int(s * masks) for s in sigma]
+    # float32, as published: int() of a product near a whole number depends on it.
+    sigma = _sigma(torch.linspace(0, 1, steps + 1), schedule, shift)
+    ends = (sigma * masks).long().tolist()
     counts = [max(1, b - a) for a, b in pairwise(ends)]
     excess = sum(counts) - masks
     while excess > 0:
@@ -75,18 +76,34 @@ def reveal_counts(
     return counts[::-1]
 
 
-REVEAL_SCHEDULES = ("linear", "shift", "cosine", "logit_normal")
+def timestep_counts(masks: int, steps: int, eps: float = 1e-3, at_least: bool = True) -> list[int]:
+    """Cells revealed per step on the time grid linspace(1, eps, steps + 1) of Dream's sampler:
+    int(left * (1 - s / t)), the last step the rest.
+
+    The published int() reveals nothing in a step whose share is below one cell; `at_least` makes
+    that one cell.
+    """
+    time = torch.linspace(1, eps, steps + 1)
+    counts: list[int] = []
+    for i in range(steps):
+        left = masks - sum(counts)
+        share = int(left * (1 - time[i + 1] / time[i])) if i < steps - 1 else left
+        counts.append(min(left, max(share, int(at_least))))
+    return [n for n in counts if n] if at_least else counts
 
 
-def _sigma(t: float, schedule: str, shift: float) -> float:
+REVEAL_SCHEDULES = ("linear", "shift", "cosine", "logit_normal", "identity")
+
+
+def _sigma(t: Tensor, schedule: str, shift: float) -> Tensor:
     if schedule == "shift":
         return shift * t / (1 + (shift - 1) * t)
     if schedule == "cosine":
-        return 1 - 0.5 * (1 + math.cos(math.pi * t))
+        return 1 - 0.5 * (1 + torch.cos(math.pi * t))
     if schedule == "logit_normal":
-        if t in (0.0, 1.0):
-            return t
-        return 0.5 * (1 + math.erf(math.log(t / (1 - t)) / math.sqrt(2)))
+        return 0.5 * (1 + torch.erf(torch.logit(t) / math.sqrt(2)))
+    if schedule == "identity":
+        return t
     raise SettingError(unknown("schedule", schedule, REVEAL_SCHEDULES))
 
 

@@ -10,7 +10,7 @@ import torch
 from mmdiff.data.source import SOURCES
 from mmdiff.encoders.vision import build_vision
 from mmdiff.model import MMDiffConfig, MMDiffModel
-from mmdiff.processing import ImageSettings, Processor
+from mmdiff.processing import ImageSettings, Processor, TextSettings
 
 if TYPE_CHECKING:
     from mmdiff.training.recipe import NewModel, Recipe
@@ -92,5 +92,5 @@ def new_model(spec: NewModel, tokenizer: Any, seed: int) -> MMDiffModel:
         resample=vision.resample,
         tokens=model.image_tokens,
     )
-    model.processor = Processor(tokenizer, image, IMAGE)
+    model.processor = Processor(tokenizer, image, TextSettings(image_token=IMAGE))
     return model

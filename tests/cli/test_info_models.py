@@ -3,6 +3,7 @@
 import pytest
 
 import mmdiff.cli.models
+from mmdiff.checkpoints.base import FAMILIES
 from mmdiff.cli.models import LICENCES
 from mmdiff.loading import BUILT_IN, load
 
@@ -38,11 +39,23 @@ def test_info_as_a_table(run, checkpoint):
 
 @pytest.mark.usefixtures("built_in")
 def test_models(run):
-    assert "Apache-2.0" in run("models").out
-    model, family = run("models", "--json").rows
+    model, *families = run("models", "--json").rows
     assert model["model"] == "mmdiff/tiny"
     assert model["parameters"] > 0
-    assert family["family"] == "mmdiff"
+    assert [row["family"] for row in families] == FAMILIES.names()
+    hub = {row["family"]: row["hub"] for row in families}
+    assert hub["llada"]["GSAI-ML/LLaDA-8B-Instruct"] == "MIT"
+    assert hub["mmdiff"] == {}
+
+
+@pytest.mark.usefixtures("built_in")
+def test_models_as_tables_fit_80_columns(run):
+    lines = run("models").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for word in ("mmdiff/tiny", "Apache-2.0", "lavida-dream", "LaViDa (Dream)"):
+        assert any(word in line for line in lines)
+    for name in FAMILIES.names():
+        assert all(any(i in line for line in lines) for i in FAMILIES.get(name).hub)
 
 
 def test_every_built_in_model_has_a_licence():

@@ -7,22 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.decoding.choose import ACCEPTS, ORDERS, top
+from mmdiff.decoding.choose import ACCEPTS, ORDERS
+from mmdiff.decoding.draws import Draws, top
 from mmdiff.decoding.loop import set_blocks
 from mmdiff.decoding.propose import propose
 from mmdiff.decoding.settings import Decoding
-from mmdiff.diffusion.schedule import reveal_counts
+from mmdiff.diffusion.schedule import reveal_counts, timestep_counts
 from mmdiff.errors import SettingError
 from mmdiff.processing import collate, prompt_row
 
 INF = float("inf")
+DRAWS = Draws(*(torch.zeros(1).long(),) * 3)
 
 
 def made(rows=30, vocabulary=7, seed=0):
     logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
     logits[:, 2] = -INF
     key = (torch.arange(rows) // 10, torch.arange(rows) % 3, torch.arange(rows) % 10)
-    return propose(logits, key, Decoding()), key
+    draws = Draws(*key)
+    return propose(logits, draws, Decoding()), draws
 
 
 def softmax(row):
@@ -53,7 +56,8 @@ def test_order_equals_the_loop(order):
 def test_a_surer_cell_comes_first(order):
     logits = torch.tensor([[0.0, 1.0, 0.0], [0.0, 4.0, 0.0], [0.0, 2.0, 0.0], [0.0, 9.0, -INF]])
     key = (torch.zeros(4).long(), torch.zeros(4).long(), torch.arange(4))
-    score = ORDERS.get(order)(propose(logits, key, Decoding()), key)
+    draws = Draws(*key)
+    score = ORDERS.get(order)(propose(logits, draws, Decoding()), draws)
     assert score.argsort(descending=True).tolist() == [3, 1, 2, 0]
     assert bool(score.isfinite().all())
 
@@ -64,15 +68,16 @@ def test_random_order_knows_only_the_key():
     assert torch.equal(rule(one, key), rule(other, key))
     assert rule(one, key).unique().numel() == 30
     for i in range(3):
-        changed = [k + 50 if i == j else k for j, k in enumerate(key)]
-        assert not torch.equal(rule(one, tuple(changed)), rule(one, key))
+        numbers = (key.seed, key.step, key.cell)
+        changed = Draws(*(k + 50 if i == j else k for j, k in enumerate(numbers)))
+        assert not torch.equal(rule(one, changed), rule(one, key))
 
 
 def test_random_order_is_not_the_number_that_picks_the_token():
     logits = torch.zeros(400, 2)
     key = (torch.zeros(400).long(), torch.zeros(400).long(), torch.arange(400))
-    proposal = propose(logits, key, Decoding(temperature=1.0))
-    score = ORDERS.get("random")(proposal, key)
+    proposal = propose(logits, Draws(*key), Decoding(temperature=1.0))
+    score = ORDERS.get("random")(proposal, Draws(*key))
     ones = score[proposal.tokens == 1]
     assert abs(float(ones.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / len(ones))
 
@@ -81,7 +86,7 @@ def test_left_to_right():
     proposal, key = made()
     score = ORDERS.get("left_to_right")(proposal, key)
     assert score.argsort(descending=True, stable=True)[:3].tolist() == [0, 10, 20]
-    assert torch.equal(score, -key[2].float())
+    assert torch.equal(score, -key.cell.float())
 
 
 @given(st.data())
@@ -123,7 +128,7 @@ def play(settings, canvas):
         late = live.block.max() + 1
         current = torch.where(live.masked, live.block, late).amin(1, keepdim=True)
         score = torch.where(live.masked & (live.block == current), 0.0, -INF)
-        accept = rule(score, score.exp(), live, rows)
+        accept = rule(score, score.exp(), live, rows, DRAWS)
         for row, number in zip(rows.tolist(), accept.sum(1).tolist(), strict=True):
             taken[row].append(number)
         canvas.masked[rows] &= ~accept
@@ -173,12 +178,56 @@ def test_threshold_accepts_all_sure_cells_and_always_the_best():
     rule = ACCEPTS.get("threshold")(Decoding(threshold=0.5), canvas("xxxx"))
     score = torch.tensor([[1.0, -INF, 3.0, 2.0], [-5.0, -4.0, -6.0, -INF], [0.0, 0.0, 0.0, 0.0]])
     chance = torch.tensor([[0.5, 0.9, 0.8, 0.4999], [0.1, 0.2, 0.1, 0.99], [0.1, 0.1, 0.1, 0.1]])
-    got = rule(score, chance, canvas("xxxx"), torch.arange(3))
+    got = rule(score, chance, canvas("xxxx"), torch.arange(3), DRAWS)
     assert got.nonzero().tolist() == [[0, 0], [0, 2], [1, 1], [2, 0]]
 
 
 def test_threshold_zero_accepts_every_open_cell():
     rule = ACCEPTS.get("threshold")(Decoding(threshold=0.0), canvas("xx"))
     score = torch.tensor([[0.3, -INF]])
-    got = rule(score, torch.tensor([[0.0, 0.0]]), canvas("xx"), torch.arange(1))
+    got = rule(score, torch.tensor([[0.0, 0.0]]), canvas("xx"), torch.arange(1), DRAWS)
     assert got.tolist() == [[True, False]]
+
+
+def test_tempered_order_draws_without_replacement_by_softmax():
+    score = torch.tensor([[0.0, 1.0, -INF, 2.0]]).expand(6000, 4)
+    rows, cells = (score > -INF).nonzero(as_tuple=True)
+    draws = Draws(rows, torch.zeros_like(rows), cells)
+    counts = torch.full((6000,), 1)
+    chance = draws.choose(score, counts, 0.5).double().mean(0)
+    expected = (score[0] / 0.5).softmax(0).double()
+    assert float((chance - expected).abs().max()) < 4 * math.sqrt(0.25 / 6000)
+    both = draws.choose(score, counts + 1, 0.5)
+    assert both.sum(1).unique().tolist() == [2]
+    assert not bool(both[:, 2].any())
+    assert torch.equal(draws.choose(score, counts, 0.0), top(score, counts))
+
+
+def test_origin_reveals_by_time_and_all_in_the_last_step():
+    settings = Decoding(max_new_tokens=1, steps=4, accept="origin", eps=0.2)
+    rule = ACCEPTS.get("origin")(settings, canvas("x"))
+    score = torch.zeros(5000, 1)
+    for step in range(4):
+        zeros = torch.zeros(5000).long()
+        draws = Draws(torch.arange(5000), zeros + step, zeros)
+        got = rule(score, score, canvas("x"), torch.arange(5000), draws).double().mean()
+        t, s = 1 - 0.2 * step, 0.8 - 0.2 * step
+        expected = 1 - s / t if step < 3 else 1.0
+        assert float(got) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 5000))
+
+
+@pytest.mark.parametrize("masks", [0, 1, 7, 24])
+@pytest.mark.parametrize("steps", [1, 5, 24, 40])
+@pytest.mark.parametrize("at_least", [True, False])
+def test_timestep_counts_use_up_the_cells(masks, steps, at_least):
+    counts = timestep_counts(masks, steps, 1e-3, at_least)
+    assert sum(counts) == masks
+    assert min(counts, default=1) >= int(at_least)
+    assert len(counts) <= steps
+
+
+def test_timestep_counts_are_published_ones():
+    # linspace(1, 0.2, 5) = 1, .8, .6, .4, .2: int(11 * .2), int(9 * .25), int(7 / 3), the rest
+    assert timestep_counts(11, 4, 0.2, False) == [2, 2, 2, 5]
+    assert timestep_counts(2, 4, 0.2, False) == [0, 0, 0, 2]
+    assert timestep_counts(2, 4, 0.2) == [1, 1]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mmdiff.decoding.propose import log_odds, propose, sample
+from mmdiff.decoding.draws import Draws, sample
+from mmdiff.decoding.propose import log_odds, propose
 from mmdiff.decoding.settings import Decoding
 from mmdiff.diffusion.schedule import uniform
 
@@ -55,7 +56,7 @@ def test_log_odds_ranks_where_probabilities_tie():
 
 def test_a_lone_token_is_certain():
     logits = torch.tensor([[-INF, 2.0, -INF]])
-    made = propose(logits, (torch.zeros(1).long(),) * 3, Decoding())
+    made = propose(logits, Draws(*(torch.zeros(1).long(),) * 3), Decoding())
     assert made.tokens.tolist() == [1]
     assert made.probability.tolist() == [1.0]
     assert made.log_odds.tolist() == [INF]
@@ -161,7 +162,7 @@ def test_the_input_is_left_alone():
     logits = randn(4, 6)
     before = logits.clone()
     key = (torch.zeros(4).long(), torch.zeros(4).long(), torch.arange(4))
-    propose(logits, key, Decoding(temperature=0.7, top_k=2, top_p=0.5))
+    propose(logits, Draws(*key), Decoding(temperature=0.7, top_k=2, top_p=0.5))
     assert torch.equal(logits, before)
 
 
@@ -171,13 +172,13 @@ def test_the_input_is_left_alone():
 def test_temperature_zero_takes_the_most_likely_and_the_lowest_of_ties():
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     key = (torch.zeros(2).long(),) * 3
-    assert propose(logits, key, Decoding()).tokens.tolist() == [1, 0]
+    assert propose(logits, Draws(*key), Decoding()).tokens.tolist() == [1, 0]
 
 
 def test_confidence_is_that_of_the_untempered_model():
     logits = randn(30, 8)
     key = (torch.full((30,), 4), torch.full((30,), 2), torch.arange(30))
-    made = propose(logits, key, Decoding(temperature=3.0, top_k=5))
+    made = propose(logits, Draws(*key), Decoding(temperature=3.0, top_k=5))
     rows = torch.arange(30)
     torch.testing.assert_close(made.probability, logits.softmax(1)[rows, made.tokens])
     assert not torch.equal(made.tokens, logits.argmax(1))
@@ -186,18 +187,19 @@ def test_confidence_is_that_of_the_untempered_model():
 def test_tokens_are_a_function_of_seed_step_and_cell():
     logits, settings = randn(1, 50).expand(60, 50), Decoding(temperature=1.0)
     seed, step, cell = torch.full((60,), 4), torch.full((60,), 2), torch.arange(60)
-    whole = propose(logits, (seed, step, cell), settings).tokens
-    part = propose(logits[:7], (seed[20:27], step[20:27], cell[20:27]), settings).tokens
+    whole = propose(logits, Draws(seed, step, cell), settings).tokens
+    some = Draws(seed[20:27], step[20:27], cell[20:27])
+    part = propose(logits[:7], some, settings).tokens
     assert torch.equal(whole[20:27], part)
     for other in ((seed + 1, step, cell), (seed, step + 1, cell), (seed, step, cell + 100)):
-        assert not torch.equal(propose(logits, other, settings).tokens, whole)
+        assert not torch.equal(propose(logits, Draws(*other), settings).tokens, whole)
 
 
 def test_temperature_sharpens_and_flattens():
     row, draws = torch.tensor([[0.0, 1.0]]).expand(4000, 2), 4000
     key = (torch.zeros(draws).long(), torch.zeros(draws).long(), torch.arange(draws))
     for temperature in (0.25, 1.0, 4.0):
-        made = propose(row, key, Decoding(temperature=temperature))
+        made = propose(row, Draws(*key), Decoding(temperature=temperature))
         p = 1 / (1 + math.exp(-1 / temperature))
         error = math.sqrt(p * (1 - p) / draws)
         assert float(made.tokens.double().mean()) == pytest.approx(p, abs=4 * error)

@@ -18,7 +18,8 @@ def canvas(ids, masked, writable=None, prompt=(9, 9)):
 
 
 def stopped(canvas, end_id=END, rule="end_of_text"):
-    STOPS.get(rule)(canvas, end_id)
+    ends = [] if end_id is None else [end_id]
+    STOPS.get(rule)(canvas, torch.tensor(ends, dtype=torch.long))
     return canvas.ids[0, canvas.prompt_length :].tolist(), canvas.masked[0].sum().item()
 
 
@@ -52,6 +53,18 @@ def test_a_masked_cell_that_holds_the_end_is_not_decided():
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_answer_length_equals_the_loop(rows):
-    got = answer_length(torch.tensor(rows), END).tolist()
+    got = answer_length(torch.tensor(rows), [END]).tolist()
     assert got == [row.index(END) + 1 if END in row else 5 for row in rows]
-    assert answer_length(torch.tensor(rows), None).tolist() == [5] * len(rows)
+    assert answer_length(torch.tensor(rows), ()).tolist() == [5] * len(rows)
+
+
+def test_cut_leaves_the_masks_behind_the_end_as_they_are():
+    ids, left = stopped(canvas([MASK, END, MASK, 7, MASK], [1, 0, 1, 0, 1], [1] * 5), rule="cut")
+    assert ids == [MASK, END, MASK, 7, MASK]
+    assert left == 1
+
+
+def test_other_ids_end_a_text_too():
+    row = canvas([5, 6, MASK], [0, 0, 1], [1] * 3)
+    STOPS.get("end_of_text")(row, torch.tensor([END, 6]))
+    assert row.ids[0, 2:].tolist() == [5, 6, END]

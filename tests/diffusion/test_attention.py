@@ -11,8 +11,9 @@ from mmdiff.processing import collate, packed_row, prompt_row
 
 
 def looks(q, k, layout):
-    """The rule in words: q and k are (block, segment, copy, valid) of one query and one key."""
-    (q_block, q_segment, q_copy, _), (k_block, k_segment, k_copy, k_valid) = q, k
+    """The rule in words: q and k are (block, segment, copy, valid, column) of a query and a key."""
+    q_block, q_segment, q_copy, _, q_column = q
+    k_block, k_segment, k_copy, k_valid, k_column = k
     if not k_valid:
         return False
     if k_segment not in (0, q_segment):
@@ -21,6 +22,8 @@ def looks(q, k, layout):
         return False
     if layout == "full":
         return True
+    if layout == "causal":
+        return k_column <= q_column
     if layout == "prefix":
         q_block, k_block = min(q_block, 1), min(k_block, 1)
     if q_copy == 0:
@@ -37,8 +40,8 @@ def brute(query, key, layout):
     for b in range(rows):
         for i in range(queries):
             for j in range(key.block.shape[1]):
-                q = tuple(int(getattr(query, f)[b, i]) for f in fields)
-                k = tuple(int(getattr(key, f)[b, j]) for f in fields)
+                q = (*(int(getattr(query, f)[b, i]) for f in fields), int(query.column[i]))
+                k = (*(int(getattr(key, f)[b, j]) for f in fields), int(key.column[j]))
                 see[b, i, j] = looks(q, k, layout)
     return see
 
@@ -51,7 +54,7 @@ def cells(block, segment=None, copy=None, valid=None):
         return zeros if value is None else torch.tensor(value)
 
     ok = torch.ones_like(block, dtype=torch.bool) if valid is None else torch.tensor(valid).bool()
-    return Cells(block, given(segment), given(copy), ok)
+    return Cells(block, given(segment), given(copy), ok, torch.arange(block.shape[1]))
 
 
 @given(st.data(), st.sampled_from(LAYOUTS))
@@ -141,8 +144,8 @@ def test_a_window_is_a_slice_of_the_whole(layout):
 
 def test_unknown_layout():
     one = cells([[0]])
-    with pytest.raises(SettingError, match=r"layout 'causal' is unknown.*full"):
-        allowed(one, one, "causal")
+    with pytest.raises(SettingError, match=r"layout 'casual' is unknown.*full"):
+        allowed(one, one, "casual")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

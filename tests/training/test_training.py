@@ -179,7 +179,9 @@ def test_anchor_loss_is_the_mean_over_words_plus_that_over_empty_cells(whole):
     batch = Batch(None, None, None, torch.tensor([1, 1, 4]), torch.tensor([7, 8, 9]))
     logp = model.head(embeds).log_softmax(1).detach()
     words = -(logp[1, 7] + logp[1, 8] + logp[4, 9]) / 3
-    assert float(anchor_loss(model, embeds, batch).detach()) == pytest.approx(float(words), rel=1e-5)
+    assert float(anchor_loss(model, embeds, batch).detach()) == pytest.approx(
+        float(words), rel=1e-5
+    )
     batch.empty_cells = torch.tensor([0, 5])
     end = model.config.eos_token_id
     both = words - (logp[0, end] + logp[5, end]) / 2

@@ -1,0 +1,107 @@
+"""What a family of published checkpoints is: data that turns its folder into our model.
+
+A new family is one file with a `Family` registered under its name, listed in `MODULES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from mmdiff.errors import CheckpointError
+from mmdiff.registry import Registry
+
+Json = Mapping[str, Any]
+NAMES = ("own", "llada", "dream", "lavida", "llada_v")
+MODULES = tuple(f"mmdiff.checkpoints.{name}" for name in NAMES)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published layout.
+
+    `config` maps a config.json to the arguments of `MMDiffConfig`. `keys` are pairs of key
+    beginnings (published, ours), `{}` standing for a layer number; the first that fits wins and a
+    key that fits none is unknown. `unused` are beginnings of published keys that the published code
+    itself never reads. `template` is the chat template, used where the folder's tokenizer has none.
+    `system` is the message that opens a conversation, `after_images` follows a message's pictures.
+    `mask` names the mask token, `ends` those that end an answer beside end-of-text, `forbidden`
+    those never generated. `hub` lists known hub ids with their licence.
+    """
+
+    title: str
+    recognise: Callable[[Json], bool]
+    config: Callable[[Json], dict[str, Any]]
+    keys: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...] = ()
+    template: str | None = None
+    system: str | None = None
+    after_images: str = ""
+    mask: str | None = None
+    ends: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    hub: Mapping[str, str] = field(default_factory=dict)
+
+
+FAMILIES: Registry[Family] = Registry("checkpoint family", modules=MODULES)
+
+
+def find(config: Json, where: str) -> tuple[str, Family]:
+    """Name and family of a config.json; raises CheckpointError when none recognises it."""
+    for name in FAMILIES.names():
+        family = FAMILIES.get(name)
+        if family.recognise(config):
+            return name, family
+    kind, known = config.get("model_type"), ", ".join(FAMILIES.names())
+    raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
+
+
+def need(config: Json, *names: str) -> list[Any]:
+    """The values of these keys; raises CheckpointError naming the first that is missing."""
+    for name in names:
+        if name not in config:
+            raise CheckpointError(f"config.json lacks the key {name!r}, which its family needs")
+    return [config[name] for name in names]
+
+
+def refuse(config: Json, expected: Json) -> None:
+    """CheckpointError where config.json asks for a variant of the network that is not built."""
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise CheckpointError(
+                f"config.json: {name}={config[name]!r} is not supported; only {value!r} is"
+            )
+
+
+@cache
+def _pattern(beginning: str) -> re.Pattern[str]:
+    return re.compile(re.escape(beginning).replace(r"\{\}", r"(\d+)"))
+
+
+def rename(key: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
+    """`key` with its beginning exchanged, or None when no pair fits."""
+    for old, new in pairs:
+        match = _pattern(old).match(key)
+        if match:
+            return new.format(*match.groups()) + key[match.end() :]
+    return None
+
+
+def our_key(family: Family, key: str) -> str | None:
+    """Our name of a published tensor; None for one that is never read; raises CheckpointError."""
+    if any(_pattern(beginning).match(key) for beginning in family.unused):
+        return None
+    ours = rename(key, family.keys)
+    if ours is None:
+        raise CheckpointError(f"holds a weight that a {family.title} model has not: {key}")
+    return ours
+
+
+def published_key(family: Family, key: str) -> str:
+    """The published name of one of our tensors."""
+    theirs = rename(key, tuple((ours, old) for old, ours in family.keys))
+    assert theirs is not None, key
+    return theirs

@@ -1,0 +1,59 @@
+"""The processor of a published folder: its tokenizer with the family's prompt and tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdiff.checkpoints.base import FAMILIES
+from mmdiff.errors import CheckpointError
+from mmdiff.processing import ImageSettings, Processor, TextSettings, read_tokenizer
+
+if TYPE_CHECKING:
+    from mmdiff.checkpoints.base import Family
+    from mmdiff.model import MMDiffModel
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+
+def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor | None:
+    """The folder's processor, or None where it holds no tokenizer.
+
+    The tokenizer also says what config.json may not: mask id, forbidden ids and used rows; they
+    are noted in the model's config. Raises CheckpointError where the vocabulary lacks the family's
+    mask token.
+    """
+    if (folder / "processor_config.json").is_file():
+        return Processor.from_pretrained(folder)
+    if model.config.family in FAMILIES:  # one of our folders may have been converted from another
+        family = FAMILIES.get(model.config.family)
+    if family.template is None or not any((folder / name).is_file() for name in TOKENIZERS):
+        return None
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = family.template
+    ids = tokenizer.get_vocab()
+    config, vision = model.config, model.vision
+    if family.mask is not None and family.mask not in ids:
+        raise CheckpointError(f"{folder}: the tokenizer lacks the token {family.mask!r}")
+    if family.mask is not None:
+        config.mask_token_id = ids[family.mask]
+    config.forbidden_ids = [ids[token] for token in family.forbidden if token in ids]
+    config.vocab_used = min(model.rows, max(ids.values()) + 1)
+    ends = [config.eos_token_id, *(ids.get(token) for token in family.ends)]
+    text = TextSettings(
+        mask_id=config.mask_token_id,
+        end_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        system=family.system,
+        after_images=family.after_images,
+    )
+    image = ImageSettings()
+    if vision is not None:
+        image = ImageSettings(
+            size=vision.image_size,
+            mean=tuple(vision.mean),
+            std=tuple(vision.std),
+            resample=vision.resample,
+            tokens=model.image_tokens,
+        )
+    return Processor(tokenizer, image, text, model.tiling)

@@ -1,0 +1,179 @@
+"""The published layouts, told by their key lists alone, and tiny folders with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.checkpoints.published_configs import PUBLISHED
+
+Shapes = dict[str, tuple[int, ...]]
+SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "image_size": 384,
+    "patch_size": 14,
+}
+TINY_TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+TINY_IDS = {"vocab_size": 64, "mask_token_id": 60, "eos_token_id": 61, "pad_token_id": 61}
+TINY_LLADA = TINY_IDS | {
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "mlp_hidden_size": 48,
+    "embedding_size": 64,
+    "max_sequence_length": 64,
+}
+TINY_QWEN = TINY_IDS | {
+    "bos_token_id": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
+
+def tiny(name: str) -> dict[str, Any]:
+    """The published config.json of a family with tiny sizes."""
+    config = dict(PUBLISHED[name])
+    config |= TINY_LLADA if "d_model" in config else TINY_QWEN
+    if "mm_vision_tower" in config:
+        config["vision_config"] = TINY_TOWER
+    if name.startswith("lavida"):
+        config["image_grid_pinpoints"] = [[28, 56], [56, 28], [56, 56]]
+    return config
+
+
+def shapes(config: dict[str, Any]) -> Shapes:
+    """Every key of the published weights with its shape."""
+    if "d_model" in config:
+        made = olmo(config)
+    else:
+        made = llama(config, biases=config["model_type"] != "llava_llada")
+    if "mm_vision_tower" in config:
+        made |= pictures(config)
+    return made
+
+
+def olmo(config: dict[str, Any]) -> Shapes:
+    """LLaDA's own layout."""
+    width, inner, rows = config["d_model"], config["mlp_hidden_size"], config["embedding_size"]
+    made: Shapes = {
+        "model.transformer.wte.weight": (rows, width),
+        "model.transformer.ln_f.weight": (width,),
+        "model.transformer.ff_out.weight": (rows, width),
+    }
+    for i in range(config["n_layers"]):
+        layer = f"model.transformer.blocks.{i}."
+        for name in ("attn_norm", "ff_norm"):
+            made[f"{layer}{name}.weight"] = (width,)
+        for name in ("q_proj", "k_proj", "v_proj", "attn_out"):
+            made[f"{layer}{name}.weight"] = (width, width)
+        for name in ("ff_proj", "up_proj"):
+            made[f"{layer}{name}.weight"] = (inner, width)
+        made[f"{layer}ff_out.weight"] = (width, inner)
+    return made
+
+
+def llama(config: dict[str, Any], *, biases: bool) -> Shapes:
+    """The layout of Llama and, with `biases`, of Qwen2."""
+    width, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    part = width * config["num_key_value_heads"] // config["num_attention_heads"]
+    made: Shapes = {
+        "model.embed_tokens.weight": (rows, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (rows, width),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            made[f"{layer}{name}.weight"] = (width,)
+        for name, out in (("q_proj", width), ("k_proj", part), ("v_proj", part)):
+            made[f"{layer}self_attn.{name}.weight"] = (out, width)
+            if biases:
+                made[f"{layer}self_attn.{name}.bias"] = (out,)
+        made[f"{layer}self_attn.o_proj.weight"] = (width, width)
+        for name in ("gate_proj", "up_proj"):
+            made[f"{layer}mlp.{name}.weight"] = (inner, width)
+        made[f"{layer}mlp.down_proj.weight"] = (width, inner)
+    return made
+
+
+def pictures(config: dict[str, Any]) -> Shapes:
+    """The SigLIP tower without its last layer, the projector and the newline vector."""
+    tower = config.get("vision_config", SO400M)
+    width, inner, patch = tower["hidden_size"], tower["intermediate_size"], tower["patch_size"]
+    language = config.get("d_model") or config["hidden_size"]
+    top = "model.vision_tower.vision_tower.vision_model."
+    made: Shapes = {
+        f"{top}embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        f"{top}embeddings.patch_embedding.bias": (width,),
+        f"{top}embeddings.position_embedding.weight": ((tower["image_size"] // patch) ** 2, width),
+        "model.mm_projector.0.weight": (language, width),
+        "model.mm_projector.0.bias": (language,),
+        "model.mm_projector.2.weight": (language, language),
+        "model.mm_projector.2.bias": (language,),
+        "model.image_newline": (language,),
+    }
+    square = [f"self_attn.{name}_proj" for name in "qkv"] + ["self_attn.out_proj"]
+    maps = dict.fromkeys(square, (width, width))
+    maps |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+    norms = [f"{top}post_layernorm."]
+    for i in range(tower["num_hidden_layers"] - 1):
+        layer = f"{top}encoder.layers.{i}."
+        norms += [f"{layer}layer_norm1.", f"{layer}layer_norm2."]
+        for name, shape in maps.items():
+            made |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+    for norm in norms:
+        made |= {f"{norm}weight": (width,), f"{norm}bias": (width,)}
+    return made
+
+
+def random_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: torch.randn(shape, generator=generator).mul(0.2).to(dtype)
+        for key, shape in shapes(config).items()
+    }
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Make `folder` a tiny checkpoint in the layout of family `name`; returns its tensors."""
+    config = tiny(name)
+    tensors = random_weights(config, dtype)
+    save_file(tensors, write_config(folder, config) / "model.safetensors")
+    return tensors
+
+
+def write_shards(folder: Path, parts: list[dict[str, Tensor]]) -> list[Path]:
+    """Put the weights of `folder` into one shard per part, with an index."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    names = [f"model-{i + 1:05}-of-{len(parts):05}.safetensors" for i in range(len(parts))]
+    where: dict[str, str] = {}
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, folder / name)
+        where |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return [folder / name for name in names]

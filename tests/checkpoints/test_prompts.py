@@ -1,0 +1,121 @@
+"""Published folders with a tokenizer: prompts, ends, forbidden ids, and answers from pictures."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import mmdiff
+from mmdiff.errors import CheckpointError
+from mmdiff.processing import PLACEHOLDER
+from tests.walk.core import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
+ENTRIES = {e["layout"]: e for e in json.loads((GOLDEN / "index.json").read_text())["entries"]}
+LLADA = {
+    "bos": "<|startoftext|>",
+    "eos": "<|endoftext|>",
+    "mask": "<|mdm_mask|>",
+    "start_header": "<|start_header_id|>",
+    "end_header": "<|end_header_id|>",
+    "eot": "<|eot_id|>",
+}
+DREAM = {
+    "eos": "<|endoftext|>",
+    "mask": "<|mask|>",
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+}
+LAYOUTS = {
+    "llada": LLADA,
+    "dream": DREAM,
+    "lavida_llada": LLADA,
+    "lavida_dream": DREAM,
+    "llada_v": LLADA,
+}
+
+
+def folder_with_tokenizer(layout, target, leave_out=()):
+    """A golden checkpoint's folder with a byte tokenizer that has the published special tokens."""
+    entry = ENTRIES[layout]
+    target.mkdir()
+    for role in ("config", "weights"):
+        shutil.copy(GOLDEN / entry["files"][role], target)
+    rows = json.loads((target / "config.json").read_text())["vocab_size"]
+    named = {entry["token_ids"][role]: token for role, token in LAYOUTS[layout].items()}
+    letters = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())))
+    words = {i: named.get(i) or letters.get(i) or f"unused{i}" for i in range(rows - 2)}
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in words.items()}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token in named.values() if token not in leave_out]
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(target)
+    return target, entry["token_ids"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_answers_from_a_folder_with_a_tokenizer(layout, tmp_path):
+    folder, ids = folder_with_tokenizer(layout, tmp_path / "model")
+    model = mmdiff.load(folder)
+    assert model.config.mask_token_id == ids["mask"]
+    messages = [{"role": "user", "content": "What is this?"}]
+    settings = {"max_new_tokens": 4, "steps": 2}
+    if model.vision is None:
+        assert model.chat(messages, **settings).nfe <= 2
+        return
+    picture = Image.new("RGB", (40, 30), "red")
+    made = model.answer(picture, "What is this?", **settings)
+    assert made.nfe <= 2
+    assert not {ids["mask"], *model.config.forbidden_ids} & set(made.ids[: made.length])
+    messages[0]["content"] = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    prompt = model.processor.prompt_ids(messages)
+    assert prompt.count(PLACEHOLDER) == 1
+    after = prompt[prompt.index(PLACEHOLDER) + 1 :]
+    assert model.processor.decode(after[: len("\nWhat is this?")]) == "What is this?"
+
+
+def test_two_pictures_of_different_shape_in_one_batch(tmp_path):
+    folder, _ = folder_with_tokenizer("lavida_llada", tmp_path / "model")
+    model = mmdiff.load(folder)
+    pictures = [Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 70), "blue")]
+    settings = {"max_new_tokens": 4, "steps": 2}
+    both = model.caption(pictures, **settings)
+    alone = [model.caption(picture, **settings) for picture in pictures]
+    assert [g.ids for g in both] == [g.ids for g in alone]
+
+
+def test_llada_prompt_is_the_published_template(tmp_path):
+    folder, _ = folder_with_tokenizer("llada", tmp_path / "model")
+    processor = mmdiff.load(folder).processor
+    ids = processor.prompt_ids([{"role": "user", "content": " hi "}])
+    text = processor.tokenizer.decode(ids)
+    assert text == (
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_a_typed_mask_token_is_plain_text(tmp_path):
+    folder, ids = folder_with_tokenizer("dream", tmp_path / "model")
+    processor = mmdiff.load(folder).processor
+    assert ids["mask"] not in processor.prompt_ids([{"role": "user", "content": "a <|mask|> b"}])
+
+
+def test_unused_rows_are_never_generated(tmp_path):
+    folder, _ = folder_with_tokenizer("llada", tmp_path / "model")
+    model = mmdiff.load(folder)
+    rows = model.rows
+    assert {rows - 1, rows - 2} <= set(model.forbidden().tolist())
+
+
+def test_a_tokenizer_without_the_mask_token_is_refused(tmp_path):
+    folder, _ = folder_with_tokenizer("llada", tmp_path / "model")
+    text = (folder / "tokenizer.json").read_text().replace("<|mdm_mask|>", "<|other|>")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"lacks the token '<.mdm_mask.>'"):
+        mmdiff.load(folder)

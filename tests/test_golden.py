@@ -1,0 +1,63 @@
+"""Every golden entry: the numbers of the published projects' own code against ours.
+
+The folders come from MMDIFF_GOLDEN; the report goes to MMDIFF_GOLDEN_REPORT, by default
+golden-report.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.walk import pictures, text
+from tests.walk.core import Entry, entries
+
+LAYOUTS = {
+    "llada": text.llada,
+    "dream": text.dream,
+    "lavida_llada": partial(pictures.lavida, settings=pictures.lavida_llada_settings),
+    "lavida_dream": partial(pictures.lavida, settings=pictures.lavida_dream_settings),
+    "llada_v": pictures.llada_v,
+}
+KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
+# Beginnings of entry ids that nothing here reads yet.
+NOT_YET = ("vlmo/", "inference/", "training/", "vla/", "eval/", "audio/", "medical/")
+
+
+@pytest.fixture(scope="session")
+def report():
+    rows: list[dict] = []
+    yield rows
+    path = Path(os.environ.get("MMDIFF_GOLDEN_REPORT", "golden-report.json"))
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def walk(entry: Entry) -> None:
+    """Fill the entry's rows; raises ValueError for a kind or layout that is unknown."""
+    name, kind, layout = (entry.facts.get(k) for k in ("id", "kind", "layout"))
+    if kind not in KINDS:
+        raise ValueError(f"{name}: unknown kind {kind!r}")
+    if name.startswith(NOT_YET):
+        entry.note("all", "skipped", [], reason="not supported yet")
+    elif kind == "checkpoint" and layout in LAYOUTS:
+        LAYOUTS[layout](entry)
+        for array in sorted(set(entry.outputs) - entry.seen):
+            entry.note(array, "failed", [array], reason="never compared")
+    else:
+        raise ValueError(f"{name}: no walker for kind {kind!r}, layout {layout!r}")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("entry", entries(), ids=lambda e: f"{e.root.parent.name}-{e.facts['id']}")
+def test_golden(entry, report):
+    walk(entry)
+    report += entry.rows
+    failed = [row for row in entry.rows if row["status"] == "failed"]
+    assert not failed, failed[0]
+    if entry.facts["id"].startswith(NOT_YET):
+        pytest.skip("not supported yet")
+    assert any(row["status"] == "passed" for row in entry.rows), "nothing was compared"
