@@ -37,8 +37,12 @@ class Features:
     blocks: list[Block] | None = None
 
     def to(self, device: torch.device | str) -> Features:
-        moved = (x.to(device) for x in (self.pixel_values, self.source, self.cells))
-        return Features(*moved, blocks=self.blocks)
+        return Features(
+            self.pixel_values.to(device),
+            self.source.to(device),
+            self.cells.to(device),
+            self.blocks,
+        )
 
 
 @dataclass

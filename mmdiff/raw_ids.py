@@ -97,7 +97,7 @@ def read_pictures(
             raise InputError("pixel_values must be a tensor (n, 3, H, W) for this model")
         return pictures, None
     flat = list(_flat(pictures))
-    given = [tuple(map(int, size)) for size in sizes] if sizes is not None else []
+    given = [(int(width), int(height)) for width, height in sizes] if sizes is not None else []
     tiles, blocks = [], []
     for number, picture in enumerate(flat):
         if isinstance(picture, Tensor) and picture.is_floating_point():

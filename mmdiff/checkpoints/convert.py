@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mmdiff.checkpoints.base import Family
     from mmdiff.model import MMDiffConfig
 
-COPIED = (*TEXTS, "*.py")  # published code is kept for those who run it; mmdiff never does
 NOT_COPIED = ("config.json", "*.index.json")
 SAME = (  # what a published config.json must say as ours does; the weights depend on it
     "text_config",
@@ -164,7 +163,7 @@ def copied(folder: Path) -> list[Path]:
         return any(fnmatch(name, pattern) for pattern in patterns)
 
     names = (path.name for path in sorted(folder.iterdir()) if path.is_file())
-    return [folder / n for n in names if fits(n, COPIED) and not fits(n, NOT_COPIED)]
+    return [folder / n for n in names if fits(n, TEXTS) and not fits(n, NOT_COPIED)]
 
 
 def write_shards(

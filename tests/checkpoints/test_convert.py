@@ -148,7 +148,7 @@ def test_what_comes_along(tmp_path):
     (source / "folder.json").mkdir()
     convert(source, tmp_path / "ours")
     kept = {path.name for path in (tmp_path / "ours").iterdir()}
-    assert kept == {*texts, "tokenization_x.py", "LICENSE", "config.json", "model.safetensors"}
+    assert kept == {*texts, "LICENSE", "config.json", "model.safetensors"}
     assert (tmp_path / "ours" / "merges.txt").read_text() == "merges.txt"
 
 
