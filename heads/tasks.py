@@ -117,6 +117,7 @@ class Tasks:
         draft_tokens: Tensor | None = None,
         image_sizes: Any = None,
         suffix_ids: Sequence[int] = (),
+        draft_fixed: bool = True,
         **decoding: Any,
     ) -> GenerateOutput:
         """Append `max_new_tokens` cells to raw ids (B, P) and fill them; needs no tokenizer.
@@ -124,8 +125,8 @@ class Tasks:
         Rows may be padded on either side; `attention_mask` (B, P) is 0 there.
 
         `draft_tokens` (B, N) gives the answer region instead: cells holding the mask id are filled,
-        all others stay. `suffix_ids` stand fixed behind the answer. `pixel_values` and
-        `image_sizes` as in `mmdiff.raw_ids.read_pictures`.
+        all others stay, or may be revised with `draft_fixed=False`. `suffix_ids` stand fixed
+        behind the answer. `pixel_values` and `image_sizes` as in `mmdiff.raw_ids.read_pictures`.
         """
         settings = make_decoding(self.config.decoding, decoding)
         end_id = self.config.eos_token_id
@@ -142,6 +143,8 @@ class Tasks:
         draft_tokens = torch.cat([draft_tokens, suffix.expand(rows, -1)], dim=1)
         # The first answer cell follows its prompt, which a shifted checkpoint scores it from.
         canvas = extend_canvas(left_padded(prompt), draft_tokens, self.config.mask_token_id)
+        if not draft_fixed:
+            canvas.writable[:, length : length + settings.max_new_tokens] = True
         filled = decode(self, canvas, settings, end_id)
         answer = filled.canvas.ids[:, length:]
         ends = () if end_id is None else (end_id,)

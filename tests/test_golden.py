@@ -22,10 +22,20 @@ LAYOUTS = {
     "lavida_llada": partial(pictures.lavida, settings=pictures.lavida_llada_settings),
     "lavida_dream": partial(pictures.lavida, settings=pictures.lavida_dream_settings),
     "llada_v": pictures.llada_v,
+    "llada_v_text": text.rediff,
 }
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
-NOT_YET = ("vlmo/", "inference/", "training/", "vla/", "eval/", "audio/", "medical/")
+OTHERS = ("dimple", "mmada", "blockdiff", "lumina", "medim")
+NOT_YET = (
+    *(f"vlmo/{name}" for name in OTHERS),
+    "inference/",
+    "training/",
+    "vla/",
+    "eval/",
+    "audio/",
+    "medical/",
+)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def text(config: Json) -> dict[str, Any]:
 FAMILIES.register("llada")(
     Family(
         title="LLaDA",
-        recognise=lambda config: config.get("model_type") == "llada",
+        recognise=lambda c: c.get("model_type") == "llada" and "d_model" in c,
         config=text,
         keys=KEYS,
         template=TEMPLATE,

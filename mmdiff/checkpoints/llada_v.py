@@ -11,23 +11,22 @@ from mmdiff.checkpoints.base import FAMILIES, Family, Json
 FORBIDDEN = ("<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>")
 
 
-def config(published: Json) -> dict[str, Any]:
-    """Arguments of `MMDiffConfig`. The mask id stands in the code alone, so a vocabulary of another
-    size must name its own."""
+def text(published: Json) -> dict[str, Any]:
+    """Arguments of `MMDiffConfig` for the backbone. The mask id stands in the code alone, so a
+    vocabulary of another size must name its own."""
     made = dream.text({"use_sliding_window": False, **published})
     backbone = made["text_config"] | {"model_type": "llama"}
-    rows = backbone["vocab_size"]
-    return (
-        made
-        | {
-            "text_config": backbone,
-            "shift": False,
-            "vocab_used": llada.ROWS.get(rows),
-            "mask_token_id": published.get("mask_token_id", llada.MASK),
-            "decoding": {"max_new_tokens": 128},
-        }
-        | llava.vision(published, pooled=False)
-    )
+    return made | {
+        "text_config": backbone,
+        "shift": False,
+        "vocab_used": llada.ROWS.get(backbone["vocab_size"]),
+        "mask_token_id": published.get("mask_token_id", llada.MASK),
+        "decoding": {"max_new_tokens": 128},
+    }
+
+
+def config(published: Json) -> dict[str, Any]:
+    return text(published) | llava.vision(published, pooled=False)
 
 
 FAMILIES.register("llada-v")(

@@ -14,7 +14,8 @@ from mmdiff.decoding.choose import ACCEPTS, ORDERS
 from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.guide import Guided
 from mmdiff.decoding.propose import propose
-from mmdiff.decoding.settings import Decoding, with_seed
+from mmdiff.decoding.remask import REMASKS
+from mmdiff.decoding.settings import Decoding, parse_rule, with_seed
 from mmdiff.decoding.stop import STOPS
 from mmdiff.errors import CheckpointError
 
@@ -72,6 +73,8 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
     make_draws = DRAWS.get(settings.compat) if settings.compat else Draws
     make_draws.begin(model, canvas, cache)
     accept_rule = make_accept(settings, canvas)
+    remask_name, remask_options = parse_rule(settings.remask)
+    remask = REMASKS.get(remask_name)(settings, remask_options)
     ends = (() if end_id is None else (end_id,)) + settings.stop_ids
     end_ids = torch.tensor(ends, dtype=torch.long, device=canvas.device)
     forbidden = torch.tensor(settings.forbid, dtype=torch.long, device=canvas.device)
@@ -85,6 +88,8 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
 
     while True:
         keep = live.masked.any(1)
+        if settings.compat and settings.steps:  # and takes no more steps than these
+            keep &= step < settings.steps
         if not bool(keep.all()):
             _store(filled.canvas, live, rows)
             index = keep.nonzero()[:, 0]
@@ -92,7 +97,8 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
             cache.select(index)
         if len(rows) == 0:
             return filled
-        need = open_cells(live)
+        is_open, wanted = open_cells(live), remask.wants(live, rows)
+        need = is_open | wanted
         logits = cache.score(live, need).float()
         logits[:, forbidden] = float("-inf")
         row, cell = need.nonzero(as_tuple=True)
@@ -105,10 +111,14 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
         ranked = order(proposal, draws)
         ranked = ranked - LATER * torch.isin(proposal.tokens, late)
-        score = _spread(ranked, need, float("-inf"))
+        score = _spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
         probability = _spread(proposal.probability, need, 0.0)
         accept = accept_rule(score, probability, live, rows, draws)
-        live.write(_spread(proposal.tokens, need, 0), accept)
+        tokens = _spread(proposal.tokens, need, 0)
+        live.write(tokens, accept)
+        remask.revise(live, wanted, tokens, probability)
+        if settings.compat:  # published code finds masked cells by their id
+            live.masked |= live.writable & (live.ids == model.config.mask_token_id)
         stop(live, end_ids)
         step += 1
         filled.nfe[rows] += cache.calls

@@ -35,6 +35,7 @@ class Decoding:
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     forbid: tuple[int, ...] = ()  # ids that no cell may take
     late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
+    remask: str = "none"  # none | revise:top=1,start=1: what happens to decided cells
     stop_ids: tuple[int, ...] = ()  # ids that end a text beside the model's end-of-text
     stop: str = "end_of_text"  # end_of_text | cut | none
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
@@ -103,6 +104,18 @@ def parse_rule(text: str) -> tuple[str, dict[str, Any]]:
             raise SettingError(f"rule {text!r}: {item!r} is not option=value")
         options[key.strip()] = parse_value(value)
     return name, options
+
+
+def with_options(
+    rule: str, given: Mapping[str, Any], known: Mapping[str, float]
+) -> dict[str, float]:
+    """Options of a rule over its defaults; raises SettingError for an unknown one."""
+    for name, value in given.items():
+        if name not in known:
+            raise SettingError(f"{rule} has no option {name!r}.{nearest(name, known)}")
+        if not isinstance(value, int | float):
+            raise SettingError(f"{rule}: {name}={value!r} is not a number")
+    return {**known, **given}
 
 
 def with_seed(settings: Decoding, rows: int) -> list[int]:

@@ -65,7 +65,7 @@ def shapes(config: dict[str, Any]) -> Shapes:
     if "d_model" in config:
         made = olmo(config)
     else:
-        made = llama(config, biases=config["model_type"] != "llava_llada")
+        made = llama(config, biases="dream" in config["model_type"].lower())
     if "mm_vision_tower" in config:
         made |= pictures(config)
     return made

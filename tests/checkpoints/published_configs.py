@@ -110,10 +110,13 @@ LLADA_V = PICTURES | {
     "tie_word_embeddings": False,
     "vocab_size": 126464,
 }
+REDIFF = {k: v for k, v in LLADA_V.items() if not k.startswith(("mm_", "image_"))}
+REDIFF |= {"model_type": "llada", "architectures": ["LLaDAModelLM"]}
 PUBLISHED = {
     "llada": LLADA_8B,
     "dream": DREAM_7B,
     "lavida-llada": LAVIDA_LLADA,
     "lavida-dream": LAVIDA_DREAM,
     "llada-v": LLADA_V,
+    "rediff": REDIFF,
 }

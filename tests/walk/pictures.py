@@ -22,6 +22,7 @@ from tests.walk.text import (
     NotSupported,
     generated,
     llada_settings,
+    until,
     with_masks,
 )
 
@@ -208,9 +209,7 @@ def llada_v(entry: Entry) -> None:
         pictures = [entry.inputs[name] for name in case["images"]] or None
         suffix = case.get("suffix_ids") or ()
         made = generated(entry, model, case, settings, pixel_values=pictures, suffix_ids=suffix)
-        ids = made[0].tolist()
-        ends = [ids.index(stop) for stop in stops if stop in ids]
-        entry.compare(case["output"], ids[: min(ends, default=len(ids))])
+        entry.compare(case["output"], until(made, stops))
 
     def later(entry: Entry, case: Json) -> None:
         raise NotSupported(LATER)

@@ -26,6 +26,7 @@ def llada_settings(kwargs: Json, ids: dict[str, int]) -> Json:
         "cfg_scale": kwargs.get("cfg_scale", 0.0),
         "temperature": kwargs.get("temperature", 0.0),
         "order": LLADA_ORDERS[kwargs.get("remasking", "low_confidence")],
+        "remask": "none",
         "cache": "none",
         "stop": "none",
         "compat": "llada",
@@ -148,3 +149,36 @@ def dream(entry: Entry) -> None:
         entry.compare("logits_noisy_shifted", logits)
         model.config.shift = False
         entry.compare("logits_noisy_raw", model(input_ids=entry.inputs["noisy"]).logits[0])
+
+
+@torch.inference_mode()
+def rediff(entry: Entry) -> None:
+    model = mmdiff.load(entry.folder)
+    model.config.mask_token_id = entry.ids["mask"]
+
+    def generate(entry: Entry, case: Json) -> None:
+        kwargs = case["kwargs"]
+        settings = llada_settings(kwargs, entry.ids) | {"forbid": entry.ids["forbidden"]}
+        if kwargs.get("revise"):
+            top, start = kwargs.get("revise_topk"), kwargs.get("revise_start", 1.0)
+            settings["remask"] = f"revise:top={1.0 if top is None else top},start={start}"
+        stops = case.get("stop_token_ids") or []
+        if stops:
+            settings |= {"stop": "cut", "stop_ids": stops}
+        more: Json = {"suffix_ids": case.get("suffix_ids") or ()}
+        if case.get("fake_answer"):
+            given = entry.inputs[case["fake_answer"]]
+            cells = settings["max_new_tokens"] - given.shape[1]
+            more |= {"draft_tokens": with_masks(entry, given, cells), "draft_fixed": False}
+        entry.compare(case["output"], until(generated(entry, model, case, settings, **more), stops))
+
+    entry.cases(generate)
+    entry.compare("logits", model(input_ids=entry.inputs["loss_ids"]).logits)
+    for name in [n for n in entry.outputs if n.startswith(("loss_", "draw_"))]:
+        entry.skip(name, LATER, name)
+
+
+def until(made: Tensor, stops: list[int]) -> list[int]:
+    """The ids of the only row before the first that stops."""
+    ids = made[0].tolist()
+    return ids[: min((ids.index(stop) for stop in stops if stop in ids), default=len(ids))]
