@@ -66,10 +66,12 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """Parameters by part; a tied output head has none of its own."""
+    """Parameters by part; a tied output head has none of its own. The newline vector behind rows of
+    visual tokens counts as the projector's."""
     parts = dict.fromkeys(("vision", "projector", "backbone", "lm_head"), 0)
     for name, parameter in model.named_parameters():
-        parts[name.partition(".")[0]] += parameter.numel()
+        part = name.partition(".")[0]
+        parts["projector" if part == "image_newline" else part] += parameter.numel()
     return {**{k: v for k, v in parts.items() if v}, "total": sum(parts.values())}
 
 

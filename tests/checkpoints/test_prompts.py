@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import mmdiff
+from mmdiff.cli.main import main
 from mmdiff.errors import CheckpointError
 from mmdiff.processing import PLACEHOLDER
 from tests.walk.core import ROOT
@@ -119,3 +120,14 @@ def test_a_tokenizer_without_the_mask_token_is_refused(tmp_path):
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"lacks the token '<.mdm_mask.>'"):
         mmdiff.load(folder)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "llada_v_text"])
+def test_info_describes_every_family(layout, capsys):
+    folder = (GOLDEN / ENTRIES[layout]["files"]["config"]).parent
+    assert main(["info", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    stored = facts["parameters"]["total"] * 4  # float32; the way back drops what is never read
+    assert 0 < stored <= facts["stored"]["bytes"]
+    assert facts["prompt_cache_exact"] is False
+    assert main(["info", str(folder)]) == 0
