@@ -79,11 +79,12 @@ def empty(config: MMDiffConfig, folder: Path) -> MMDiffModel:
     Raises CheckpointError where the config describes no model.
     """
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     from mmdiff.model import MMDiffModel
 
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             return MMDiffModel(config)
     except Exception as error:  # whatever odd sizes make the libraries raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
