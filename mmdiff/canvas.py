@@ -21,6 +21,11 @@ class Block:
     size: tuple[int, int]
     cells: int
 
+    @property
+    def tiles(self) -> int:
+        columns, rows = self.grid or (0, 0)
+        return 1 + columns * rows
+
 
 @dataclass
 class Features:
@@ -90,6 +95,11 @@ class Canvas:
             if isinstance(getattr(self, f.name), Tensor)
         }
         return replace(self, features=None, **picked)
+
+    def open_block(self) -> Tensor:
+        """(B, 1): each row's earliest block with a masked cell; one beyond all where none is."""
+        late = self.block.max() + 1
+        return torch.where(self.masked, self.block, late).amin(1, keepdim=True)
 
     def write(self, tokens: Tensor, accept: Tensor) -> None:
         """Put `tokens` (B, L) into the accepted cells (B, L), which must be open ones."""

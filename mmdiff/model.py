@@ -168,8 +168,7 @@ class MMDiffModel(Tasks, PreTrainedModel):
             return tokens.flatten(0, 1)[features.source]
         merged, first = [], 0
         for block in features.blocks:
-            columns, rows = block.grid or (0, 0)
-            last = first + 1 + columns * rows
+            last = first + block.tiles
             tiles = tokens[first:last]
             merged.append(merge(tiles, block.grid, block.size, self.tiling, self.image_newline))
             first = last

@@ -24,6 +24,8 @@ from mmdiff.errors import CheckpointError, InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mmdiff.encoders.vision.base import VisionEncoder
+
 PLACEHOLDER = -200  # one per picture, as LLaVA's IMAGE_TOKEN_INDEX
 
 
@@ -72,6 +74,12 @@ class ImageSettings:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resample: str = "bicubic"
     tokens: int = 0
+
+    @classmethod
+    def of(cls, vision: VisionEncoder, tokens: int) -> ImageSettings:
+        """What an encoder wants, whose pictures fill `tokens` cells."""
+        mean, std = tuple(vision.mean), tuple(vision.std)
+        return cls(vision.image_size, mean, std, vision.resample, tokens)
 
 
 @dataclass(frozen=True)

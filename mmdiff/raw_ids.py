@@ -109,13 +109,13 @@ def read_pictures(
         else:
             cut_up = cut(load_image(_array(picture)).image, model.tiling)
             pixels, grid, size = cut_up.pixels.to(model.device), cut_up.grid, cut_up.size
-        expected = 1 + grid[0] * grid[1] if grid else 1
-        if len(pixels) != expected:
+        block = Block(grid, size, model.cells_of(size))
+        if len(pixels) != block.tiles:
             raise InputError(
-                f"picture {number} of size {size} has {len(pixels)} tiles, not {expected}"
+                f"picture {number} of size {size} has {len(pixels)} tiles, not {block.tiles}"
             )
         tiles.append(pixels)
-        blocks.append(Block(grid, size, model.cells_of(size)))
+        blocks.append(block)
     return torch.cat(tiles), blocks
 
 

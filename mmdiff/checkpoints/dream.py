@@ -8,11 +8,11 @@ from mmdiff.checkpoints.base import FAMILIES, Family, Json, need, refuse
 
 ROWS = {152064: 151667, 151936: 151667}  # table rows -> rows that the tokenizer uses
 MASK = 151666
-MASK_TOKEN, ENDS = "<|mask|>", ("<|im_end|>",)
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+PROMPT: dict[str, Any] = {"template": TEMPLATE, "mask": "<|mask|>", "ends": ("<|im_end|>",)}
 KEYS = (("model.", "backbone."), ("lm_head.", "lm_head."))
 SIZES = (
     "vocab_size",
@@ -54,9 +54,7 @@ FAMILIES.register("dream")(
         recognise=lambda config: config.get("model_type") == "Dream",
         config=text,
         keys=KEYS,
-        template=TEMPLATE,
-        mask=MASK_TOKEN,
-        ends=ENDS,
+        **PROMPT,
         hub={
             "Dream-org/Dream-v0-Base-7B": "Apache-2.0",
             "Dream-org/Dream-v0-Instruct-7B": "Apache-2.0",

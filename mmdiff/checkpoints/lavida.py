@@ -28,12 +28,8 @@ FAMILIES.register("lavida-llada")(
         recognise=lambda c: c.get("model_type") == "llava_llada" and "d_model" in c,
         config=with_llada,
         keys=(*llava.KEYS, *llada.KEYS),
-        unused=llava.UNUSED,
-        template=llada.TEMPLATE,
-        system=llava.SYSTEM,
-        after_images="\n",
-        mask=llada.MASK_TOKEN,
-        ends=llada.ENDS,
+        **llada.PROMPT,
+        **llava.PICTURES,
         hub={k: v for k, v in HUB.items() if "llada" in k},
     )
 )
@@ -43,12 +39,8 @@ FAMILIES.register("lavida-dream")(
         recognise=lambda c: c.get("model_type") == "llava_dream",
         config=with_dream,
         keys=(*llava.KEYS, *dream.KEYS),
-        unused=llava.UNUSED,
-        template=dream.TEMPLATE,
-        system=llava.SYSTEM,
-        after_images="\n",
-        mask=dream.MASK_TOKEN,
-        ends=dream.ENDS,
+        **dream.PROMPT,
+        **llava.PICTURES,
         hub={k: v for k, v in HUB.items() if "dream" in k},
     )
 )

@@ -23,12 +23,12 @@ FIXED = {  # the one variant of the OLMo network that LLaDA is
     "input_emb_norm": False,
     "scale_logits": False,
 }
-MASK_TOKEN, ENDS = "<|mdm_mask|>", ("<|eot_id|>",)
 TEMPLATE = (
     "<|startoftext|>{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
     "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+PROMPT: dict[str, Any] = {"template": TEMPLATE, "mask": "<|mdm_mask|>", "ends": ("<|eot_id|>",)}
 LAYER = "model.transformer.blocks.{}."
 OURS = "backbone.layers.{}."
 KEYS = (
@@ -82,9 +82,7 @@ FAMILIES.register("llada")(
         recognise=lambda c: c.get("model_type") == "llada" and "d_model" in c,
         config=text,
         keys=KEYS,
-        template=TEMPLATE,
-        mask=MASK_TOKEN,
-        ends=ENDS,
+        **PROMPT,
         hub={
             "GSAI-ML/LLaDA-8B-Base": "MIT",
             "GSAI-ML/LLaDA-8B-Instruct": "MIT",

@@ -33,6 +33,8 @@ SYSTEM = (
     "content that the user provides, and assist the user with a variety of tasks using natural "
     "language."
 )
+# What a family with pictures says beside its language model's prompt.
+PICTURES: dict[str, Any] = {"unused": UNUSED, "system": SYSTEM, "after_images": "\n"}
 
 
 def vision(config: Json, *, pooled: bool) -> dict[str, Any]:

@@ -47,13 +47,5 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
         system=family.system,
         after_images=family.after_images,
     )
-    image = ImageSettings()
-    if vision is not None:
-        image = ImageSettings(
-            size=vision.image_size,
-            mean=tuple(vision.mean),
-            std=tuple(vision.std),
-            resample=vision.resample,
-            tokens=model.image_tokens,
-        )
+    image = ImageSettings.of(vision, model.image_tokens) if vision is not None else ImageSettings()
     return Processor(tokenizer, image, text, model.tiling)

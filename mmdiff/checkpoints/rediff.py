@@ -22,9 +22,7 @@ FAMILIES.register("rediff")(
         recognise=lambda c: c.get("model_type") == "llada" and "d_model" not in c,
         config=config,
         keys=dream.KEYS,
-        template=llada.TEMPLATE,
-        mask=llada.MASK_TOKEN,
-        ends=llada.ENDS,
+        **llada.PROMPT,
         forbidden=llada_v.FORBIDDEN,
     )
 )

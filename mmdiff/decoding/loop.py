@@ -131,9 +131,7 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
 
 def open_cells(canvas: Canvas) -> Tensor:
     """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
-    late = canvas.block.max() + 1
-    current = torch.where(canvas.masked, canvas.block, late).amin(1, keepdim=True)
-    return canvas.masked & (canvas.block == current)
+    return canvas.masked & (canvas.block == canvas.open_block())
 
 
 def cache_name(model: MMDiffModel, settings: Decoding) -> str:

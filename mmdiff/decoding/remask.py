@@ -55,8 +55,7 @@ class Revise:
         self.taken: Counter[tuple[int, int]] = Counter()  # steps by row and block
 
     def wants(self, canvas: Canvas, rows: Tensor) -> Tensor:
-        late = canvas.block.max() + 1
-        block = torch.where(canvas.masked, canvas.block, late).amin(1, keepdim=True)
+        block = canvas.open_block()
         ready = []
         for key in zip(rows.tolist(), block[:, 0].tolist(), strict=True):
             steps = self.settings.steps_of_block(key[1] - 1) or int((canvas.block == key[1]).sum())

@@ -85,12 +85,6 @@ def new_model(spec: NewModel, tokenizer: Any, seed: int) -> MMDiffModel:
     )
     torch.manual_seed(seed)
     model = MMDiffModel(config)
-    image = ImageSettings(
-        size=vision.image_size,
-        mean=tuple(vision.mean),
-        std=tuple(vision.std),
-        resample=vision.resample,
-        tokens=model.image_tokens,
-    )
+    image = ImageSettings.of(vision, model.image_tokens)
     model.processor = Processor(tokenizer, image, TextSettings(image_token=IMAGE))
     return model
