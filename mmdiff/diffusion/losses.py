@@ -13,7 +13,7 @@ from torch import Tensor
 from mmdiff.errors import SettingError
 
 WEIGHTS = ("one", "inverse_p", "elbo")
-DENOMINATORS = ("answer", "masked", "row", "batch")
+DENOMINATORS = ("answer", "masked", "row", "root", "batch")
 
 
 def cell_weight(
@@ -35,30 +35,53 @@ def cell_weight(
     raise SettingError(f"loss weight {weight!r} is unknown; choose one of {', '.join(WEIGHTS)}")
 
 
-def denominator(writable: Tensor, masked: Tensor, copy: Tensor, kind: str = "answer") -> Tensor:
-    """What the sum is divided by, as a (B, 1) tensor to divide cells with.
+def denominator(
+    writable: Tensor,
+    masked: Tensor,
+    copy: Tensor,
+    kind: str = "answer",
+    segment: Tensor | None = None,
+) -> Tensor:
+    """What cells are divided by, (B, 1), or (B, L) where examples share a row as its segments.
 
     `answer`: answer cells of the batch, a complementary pair counted once (LaViDa); `masked`:
-    masked cells of the batch (Dimple); `row`: each row by its own answer cells, then by the rows
-    (LLaDA SFT); `batch`: B * L (LLaDA pre-training). Never below 1, so empty rows stay finite.
+    masked cells of the batch (Dimple); `row`: each example by its n answer cells, then by the
+    examples (LLaDA SFT); `root`: each by sqrt(n), then by the sum of sqrt(n) over examples (the
+    square averaging of InternVL2.5, arXiv:2412.05271: between `answer`, where long answers rule,
+    and `row`, where short ones do); `batch`: B * L (LLaDA pre-training). Never below 1, so empty
+    rows stay finite.
     """
     answer = writable & (copy != 2)
     rows = writable.shape[0]
+    if kind in ("row", "root"):
+        return _by_example(writable, answer, kind, segment)
     if kind == "answer":
         total = answer.sum()
     elif kind == "masked":
         total = masked.sum()
     elif kind == "batch":
         total = torch.tensor(writable.numel(), device=writable.device)
-    elif kind == "row":
-        # A second half in a row of its own belongs to the example of its twin's row.
-        twin = writable.any(1, keepdim=True) & ~answer.any(1, keepdim=True)
-        own = torch.where(twin, writable, answer).sum(1, keepdim=True)
-        return own.clamp(min=1) * (~twin).sum().clamp(min=1)
     else:
         known = ", ".join(DENOMINATORS)
         raise SettingError(f"loss denominator {kind!r} is unknown; choose one of {known}")
     return total.clamp(min=1).expand(rows, 1)
+
+
+def _by_example(writable: Tensor, answer: Tensor, kind: str, segment: Tensor | None) -> Tensor:
+    """`row` and `root`: an example is a row, or a segment of one."""
+    if segment is None:
+        segment = torch.zeros_like(writable, dtype=torch.long)
+    # A second half in a row of its own belongs to the example of its twin's row.
+    twin = writable.any(1, keepdim=True) & ~answer.any(1, keepdim=True)
+    cells = torch.zeros(len(writable), int(segment.max()) + 1, device=writable.device)
+    cells.scatter_add_(1, segment, torch.where(twin, writable, answer).float())
+    if kind == "root":
+        cells = cells.sqrt()
+        share = cells.sum(1, keepdim=True)
+    else:  # a row without an answer is one example, too
+        share = (cells > 0).sum(1, keepdim=True).clamp(min=1)
+    examples = share[~twin].sum().clamp(min=1)
+    return cells.gather(1, segment).clamp(min=1) * examples
 
 
 def masked_loss(

@@ -32,7 +32,9 @@ def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor
     weight = cell_weight(p, canvas.copy, objective.weight, slope)
     if weighted_pair:  # each half estimates the bound by itself: keep their mean
         weight = weight / 2
-    divide = denominator(canvas.writable, canvas.masked, canvas.copy, objective.denominator)
+    divide = denominator(
+        canvas.writable, canvas.masked, canvas.copy, objective.denominator, canvas.segment
+    )
     masked = canvas.masked
     per_cell = divide.expand_as(masked)[masked]
     answer = targets[masked], weight[masked], per_cell

@@ -27,7 +27,7 @@ class Objective:
 
     complementary: bool = True
     weight: Literal["one", "inverse_p", "elbo"] = "one"
-    denominator: Literal["answer", "masked", "row", "batch"] = "answer"
+    denominator: Literal["answer", "masked", "row", "root", "batch"] = "answer"
     schedule: Literal["linear", "cosine"] = "linear"
     eps: float = 1e-3
     anchors: float = 0.0  # weight of the loss that picture cells name what stands in them

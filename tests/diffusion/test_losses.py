@@ -46,25 +46,42 @@ def test_unknown_weight_and_denominator_and_a_missing_slope():
         cell_weight(p, copy, "inverse")
     with pytest.raises(SettingError):
         cell_weight(p, copy, "elbo")
-    with pytest.raises(SettingError, match="answer, masked, row, batch"):
+    with pytest.raises(SettingError, match="answer, masked, row, root, batch"):
         denominator(cells, cells, copy, "token")
 
 
-def brute_denominators(writable, masked, copy, kind):
-    """One number per row, restated: a pair counts once, wherever its halves stand."""
+def brute_denominators(writable, masked, copy, kind, segment):
+    """One number per cell, restated: a pair counts once, wherever its halves stand."""
     rows, cells = len(writable), len(writable[0])
     pairs = zip(writable, copy, strict=True)
     answer = [[w and c != 2 for w, c in zip(*rc, strict=True)] for rc in pairs]
     if kind == "answer":
-        return [max(1, sum(map(sum, answer)))] * rows
+        return [[max(1, sum(map(sum, answer)))] * cells] * rows
     if kind == "masked":
-        return [max(1, sum(map(sum, masked)))] * rows
+        return [[max(1, sum(map(sum, masked)))] * cells] * rows
     if kind == "batch":
-        return [rows * cells] * rows
+        return [[rows * cells] * cells] * rows
     # A row of second halves alone is as long as its answer, and no example of its own.
     twin = [not sum(a) and any(w) for a, w in zip(answer, writable, strict=True)]
-    own = [sum(w if t else a) for a, w, t in zip(answer, writable, twin, strict=True)]
-    return [max(1, n) * max(1, rows - sum(twin)) for n in own]
+    sizes, whole = [], 0
+    for row in range(rows):
+        counted = writable[row] if twin[row] else answer[row]
+        size = dict.fromkeys(segment[row], 0)
+        for s, c in zip(segment[row], counted, strict=True):
+            size[s] += c
+        sizes.append(size)
+        if twin[row]:
+            continue
+        whole += (
+            sum(math.sqrt(n) for n in size.values())
+            if kind == "root"
+            else max(1, sum(n > 0 for n in size.values()))
+        )
+    power = 0.5 if kind == "root" else 1.0
+    return [
+        [max(1, sizes[row][s] ** power) * max(1, whole) for s in segment[row]]
+        for row in range(rows)
+    ]
 
 
 CANVASES = {
@@ -75,16 +92,19 @@ CANVASES = {
 }
 
 
+@pytest.mark.parametrize("segment", [[[0] * 5] * 3, [[0, 1, 1, 2, 2], [0, 1, 1, 3, 3], [0] * 5]])
 @pytest.mark.parametrize("kind", DENOMINATORS)
 @pytest.mark.parametrize("copies", CANVASES, ids=str)
-def test_denominator_equals_the_loop(kind, copies):
+def test_denominator_equals_the_loop(kind, copies, segment):
     copy = torch.tensor(CANVASES[copies])
     writable = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
     masked = writable & (noise(3, 5) < 0.5)
-    got = denominator(writable, masked, copy, kind)
-    expected = brute_denominators(writable.tolist(), masked.tolist(), copy.tolist(), kind)
-    assert got.shape == (3, 1)
-    assert got[:, 0].tolist() == expected
+    got = denominator(writable, masked, copy, kind, torch.tensor(segment))
+    lists = writable.tolist(), masked.tolist(), copy.tolist()
+    expected = torch.tensor(brute_denominators(*lists, kind, segment))
+    torch.testing.assert_close(got.expand(3, 5).double(), expected.double())
+    if not any(map(any, segment)):
+        assert torch.equal(got.expand(3, 5), denominator(writable, masked, copy, kind).expand(3, 5))
 
 
 @pytest.mark.parametrize("kind", DENOMINATORS)
