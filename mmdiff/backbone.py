@@ -20,27 +20,45 @@ if TYPE_CHECKING:
 class KeyValueCache:
     """Rotated keys and values of each layer in buffers of full canvas length (B, H, L, d).
 
-    Writes go to columns [start, start + Q); attention then reads the columns [0, stop). Behaves as
-    a transformers cache (`update`, `get_seq_length`) without ever concatenating.
+    Writes go to columns [start, start + Q), or to some columns of some rows; attention then reads
+    the columns [0, stop). Behaves as a transformers cache (`update`, `get_seq_length`) without ever
+    concatenating.
     """
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.start = 0
         self.stop = length
+        self.place: tuple[Tensor, Tensor] | None = None
+        self.rows = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
     def window(self, start: int, stop: int) -> KeyValueCache:
         """The next forward writes from column `start` and reads columns [0, stop)."""
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.place = start, stop, None
+        return self
+
+    def at(self, rows: Tensor, columns: Tensor, total: int) -> KeyValueCache:
+        """The next forward writes columns (r, Q) of these rows (r,), of `total` ones, and reads all
+        their columns."""
+        self.place, self.rows = (rows, columns), total
+        self.start, self.stop = 0, self.length
         return self
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         if layer not in self.keys:
             rows, heads, _n, width = keys.shape
+            rows = self.rows if self.place else rows
             self.keys[layer] = keys.new_zeros(rows, heads, self.length, width)
             self.values[layer] = values.new_zeros(rows, heads, self.length, values.shape[-1])
+        if self.place:
+            rows, columns = self.place
+            for whole, new in ((self.keys[layer], keys), (self.values[layer], values)):
+                whole[rows[:, None], :, columns] = new.transpose(1, 2)
+            if len(rows) == self.rows:
+                return self.keys[layer], self.values[layer]
+            return self.keys[layer][rows], self.values[layer][rows]
         end = self.start + keys.shape[2]
         self.keys[layer][:, :, self.start : end] = keys
         self.values[layer][:, :, self.start : end] = values

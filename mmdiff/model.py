@@ -203,6 +203,24 @@ class MMDiffModel(Tasks, PreTrainedModel):
             cache.window(start, stop)
         return run_decoder(self.backbone, embeds, canvas.position[:, start:stop], mask, cache)
 
+    def hidden_at(
+        self,
+        canvas: Canvas,
+        embeds: Tensor,
+        columns: Tensor,
+        cache: KeyValueCache,
+        rows: Tensor,
+        total: int,
+    ) -> Tensor:
+        """(r, Q, D) of the columns (r, Q), which `embeds` holds; every row of `canvas` sees all its
+        cells, those elsewhere by the keys kept in `cache` for its `rows` of `total`."""
+        every = Cells.of(canvas)
+        layout = canvas.layout or self.config.attention_layout
+        mask = additive(allowed(every.take(columns), every, layout), embeds.dtype)
+        cache.at(rows, columns, total)
+        position = canvas.position.gather(1, columns)
+        return run_decoder(self.backbone, embeds, position, mask, cache)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
         if self.config.tie_word_embeddings:

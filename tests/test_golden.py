@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import pictures, text
+from tests.walk import pictures, samplers, text
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
@@ -29,7 +29,6 @@ KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter
 OTHERS = ("dimple", "mmada", "blockdiff", "lumina", "medim")
 NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
-    "inference/",
     "training/",
     "vla/",
     "eval/",
@@ -53,6 +52,8 @@ def walk(entry: Entry) -> None:
         raise ValueError(f"{name}: unknown kind {kind!r}")
     if name.startswith(NOT_YET):
         entry.note("all", "skipped", [], reason="not supported yet")
+    elif name == "inference/samplers":
+        samplers.samplers(entry)
     elif kind == "checkpoint" and layout in LAYOUTS:
         LAYOUTS[layout](entry)
         for array in sorted(set(entry.outputs) - entry.seen):

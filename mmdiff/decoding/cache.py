@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
+from mmdiff.decoding.settings import with_options
 from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
 
+NO_OPTIONS: Mapping[str, Any] = {}
+
+
 class Cache(Protocol):
-    calls: int  # of the backbone per step
+    calls: int  # of the backbone per step, for one row
+    total: int  # of the backbone so far; rows may need calls of their own
     start: int  # first column that a step feeds
 
-    def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
+    def __init__(
+        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> None:
         """Runs encoders and, where kept, the prompt."""
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
@@ -29,7 +37,7 @@ class Cache(Protocol):
         """Keep only these rows."""
 
 
-CACHES: Registry[type[Cache]] = Registry("cache")
+CACHES: Registry[type[Cache]] = Registry("cache", modules=("mmdiff.decoding.windows",))
 
 
 @CACHES.register("none")
@@ -37,13 +45,18 @@ class NoCache:
     """The whole canvas at every step; encoders still run once."""
 
     calls = 1
+    total = 0
     start = 0
 
-    def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
+    def __init__(
+        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> None:
+        with_options("cache=none", options, {})
         self.model = model
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
+        self.total += 1
         answer = self.model.get_input_embeddings()(canvas.ids[:, canvas.prompt_length :])
         embeds = torch.cat([self.prompt, answer], dim=1)
         return self.model.head(self.model.pick(self.model.hidden(canvas, embeds), need))
@@ -62,8 +75,12 @@ class PrefixCache:
     """
 
     calls = 1
+    total = 0
 
-    def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
+    def __init__(
+        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> None:
+        with_options("cache=prefix", options, {})
         self.model = model
         self.start = canvas.prompt_length
         self.store = KeyValueCache(canvas.ids.shape[1])
@@ -72,6 +89,7 @@ class PrefixCache:
         self.last = hidden[:, self.start - int(model.config.shift) :]
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
+        self.total += 1
         answer = self.model.get_input_embeddings()(canvas.ids[:, self.start :])
         hidden = self.model.hidden(canvas, answer, self.start, None, self.store)
         hidden = torch.cat([self.last, hidden], dim=1)

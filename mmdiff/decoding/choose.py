@@ -124,6 +124,31 @@ class Threshold:
         return best | (is_open & (probability >= self.threshold))
 
 
+@ACCEPTS.register("factor")
+class Factor:
+    """The n most probable cells, n as large as possible with p_(j) >= 1 - factor / (j + 1) for all
+    j <= n; always the first (Fast-dLLM's factor decoding, arXiv:2505.22618)."""
+
+    def __init__(self, settings: Decoding, canvas: Canvas) -> None:
+        self.factor = settings.factor
+        # Published code accepts the last open cell even where it alone fails.
+        self.last_passes = settings.compat == "fast_dllm"
+
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
+        is_open = score > float("-inf")
+        ranked = torch.where(is_open, probability, -1.0).sort(dim=1, descending=True).values
+        place = torch.arange(1, score.shape[1] + 1, device=score.device)
+        passes = ranked >= 1 - self.factor / (place + 1)
+        passes[:, 0] = True
+        count = passes.long().cumprod(1).sum(1)
+        cells = is_open.sum(1)
+        if self.last_passes:
+            count = torch.where(count == cells - 1, cells, count)
+        return top(score, torch.minimum(count, cells))
+
+
 @ACCEPTS.register("origin")
 class Origin:
     """Every cell by its own draw, with probability 1 - s/t between the times t > s of a step, all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ class Guided:
 
     calls = 2  # of the backbone per step
 
-    def __init__(self, cache: type[Cache], model: MMDiffModel, canvas: Canvas, scale: float):
+    def __init__(
+        self, cache: Callable[..., Cache], model: MMDiffModel, canvas: Canvas, scale: float
+    ):
         self.scale = scale
         self.mask_id = model.config.mask_token_id
         self.conditioned = cache(model, canvas)
@@ -34,6 +37,10 @@ class Guided:
         ids = canvas.ids.clone()
         ids[:, : canvas.prompt_length] = self.mask_id
         return replace(canvas, ids=ids, features=None)
+
+    @property
+    def total(self) -> int:
+        return self.conditioned.total + self.free.total
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
         free = self.free.score(self.without_prompt(canvas), need)

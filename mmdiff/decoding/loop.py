@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,7 +61,9 @@ def set_blocks(canvas: Canvas, block_length: int | None) -> None:
 def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int | None) -> Filled:
     """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one."""
     order, stop = ORDERS.get(settings.order), STOPS.get(settings.stop)
-    make_cache, make_accept = CACHES.get(cache_name(model, settings)), ACCEPTS.get(settings.accept)
+    make_accept = ACCEPTS.get(settings.accept)
+    cache_rule, cache_options = parse_rule(cache_name(model, settings))
+    make_cache = partial(CACHES.get(cache_rule), options=cache_options)
     set_blocks(canvas, settings.block_length)
     if settings.compat == "llada" and not bool(canvas.valid.all()):
         canvas.layout = "causal"  # what the published network does with any padding mask
@@ -122,7 +125,7 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         stop(live, end_ids)
         step += 1
         filled.nfe[rows] += cache.calls
-        filled.calls += cache.calls
+        filled.calls = cache.total
         if settings.trace:
             filled.trace.append(
                 Step(rows, live.ids.clone(), live.masked.clone(), accept, probability)

@@ -31,6 +31,9 @@ class LLaDA(Draws):
         return torch.rand(self.shape, device=self.cell.device).flatten()[self.place]
 
 
+DRAWS.register("fast_dllm")(LLaDA)
+
+
 @DRAWS.register("dream")
 class Dream(Draws):
     """Dream `diffusion_generate`: torch's Categorical over the filtered, tempered distribution,

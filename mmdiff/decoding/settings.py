@@ -26,12 +26,14 @@ class Decoding:
     eps: float = 1e-3  # of schedule=timestep and accept=origin: the last time
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
     order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
-    accept: str = "schedule"  # schedule | threshold | origin
+    accept: str = "schedule"  # schedule | threshold | factor | origin
     threshold: float = 0.9  # of accept=threshold: accept cells with probability >= threshold
+    factor: float = 1.0  # of accept=factor
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: off
-    cache: str = "auto"  # auto | none | prefix; auto: prefix where that is exact
+    # auto (prefix where that is exact) | none | prefix | suffix | dual | delayed
+    cache: str = "auto"
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     forbid: tuple[int, ...] = ()  # ids that no cell may take
     late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
@@ -40,7 +42,8 @@ class Decoding:
     stop: str = "end_of_text"  # end_of_text | cut | none
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
     trace: bool = False  # keep every step
-    # Behave as a published project's code, random draws included: llada | dream | lavida_dream
+    # Behave as a published project's code, random draws included: llada | dream | lavida_dream |
+    # fast_dllm
     compat: str | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +59,8 @@ class Decoding:
             raise SettingError("temperature and top_k must be finite and not negative")
         if not 0 <= self.order_temperature < math.inf or not 0 <= self.cfg_scale < math.inf:
             raise SettingError("order_temperature and cfg_scale must be finite and not negative")
+        if not 0 <= self.factor < math.inf:
+            raise SettingError(f"factor={self.factor} must be finite and not negative")
         if not 0 < self.eps < 1:
             raise SettingError(f"eps={self.eps} must lie in (0, 1)")
         if not 0 < self.shift < math.inf:
@@ -77,6 +82,9 @@ class Decoding:
         return self.steps // self.blocks + (block < self.steps % self.blocks)
 
 
+VALUED = ("threshold", "factor")  # accept rules with one number, a setting of the same name
+
+
 def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
     """Settings from mappings, later ones winning; unknown names raise SettingError."""
     merged: dict[str, Any] = {}
@@ -84,8 +92,8 @@ def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
         merged.update(layer)
         name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
         merged["accept"] = name
-        if name == "threshold" and "value" in options:
-            merged["threshold"] = options.pop("value")
+        if name in VALUED and "value" in options:
+            merged[name] = options.pop("value")
         if options:
             raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
     for name in ("seed", "forbid", "late", "stop_ids"):

@@ -36,7 +36,7 @@ class Cells:
     segment: Tensor
     copy: Tensor
     valid: Tensor
-    column: Tensor  # (n,)
+    column: Tensor  # (n,), or (B, n) where rows show different columns
 
     @classmethod
     def of(cls, canvas: Canvas, start: int = 0, stop: int | None = None) -> Cells:
@@ -49,6 +49,13 @@ class Cells:
             canvas.valid[:, columns],
             numbers[columns],
         )
+
+    def take(self, columns: Tensor) -> Cells:
+        """The given columns (B, Q) of each row."""
+        block, segment, copy, valid = (
+            cells.gather(1, columns) for cells in (self.block, self.segment, self.copy, self.valid)
+        )
+        return Cells(block, segment, copy, valid, self.column[columns])
 
 
 def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
@@ -66,7 +73,7 @@ def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
     if layout == "full":
         return see & (same_copy | (copy_k == 0))
     if layout == "causal":
-        return see & (same_copy | (copy_k == 0)) & (key.column <= query.column[:, None])
+        return see & (same_copy | (copy_k == 0)) & (key.column <= query.column[..., None])
     block_q, block_k = query.block[:, :, None], key.block[:, None, :]
     if layout == "prefix":
         block_q, block_k = block_q.clamp(max=1), block_k.clamp(max=1)

@@ -1,0 +1,126 @@
+"""Caches that recompute a window of cells per step and keep all other keys and values.
+
+They are approximate unless said otherwise: what a kept cell would say now may differ from what it
+said when its keys were stored. Windows differ from row to row, so rows stay independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmdiff.backbone import KeyValueCache
+from mmdiff.canvas import Canvas
+from mmdiff.decoding.cache import CACHES, NO_OPTIONS
+from mmdiff.decoding.settings import with_options
+
+if TYPE_CHECKING:
+    from mmdiff.model import MMDiffModel
+
+
+class Windows:
+    """Every row's first step in a block feeds its whole canvas; `window` says what later ones do.
+
+    `block` (b,) is the block a row's last step was in, `taken` (b,) its steps there before this one,
+    `before` (b, L) what was masked when that last step began.
+    """
+
+    calls = 1
+    total = 0
+    start = 0
+    name = ""
+    known: Mapping[str, float] = {}
+
+    def __init__(
+        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> None:
+        self.model = model
+        self.options = with_options(f"cache={self.name}", options, self.known)
+        self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
+        self.store = KeyValueCache(canvas.ids.shape[1])
+        self.block = torch.full_like(canvas.ids[:, 0], -1)
+        self.taken = torch.zeros_like(self.block)
+        self.before = canvas.masked
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        """(b, L) bool: cells to feed in a step inside `block` (b, 1); `taken` counts from 0."""
+        raise NotImplementedError
+
+    def fed(self, canvas: Canvas, need: Tensor) -> Tensor:
+        """(b, L) bool: what this step feeds; always at least what scores the needed cells."""
+        block = canvas.open_block()
+        self.taken = torch.where(block[:, 0] == self.block, self.taken + 1, 0)
+        self.block = block[:, 0]
+        fed = self.window(canvas, block) | (self.taken == 0)[:, None]
+        self.before = canvas.masked
+        if self.model.config.shift:
+            need = need | need.roll(-1, 1)
+        return fed | need
+
+    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
+        fed = self.fed(canvas, need)
+        counts = fed.sum(1)
+        place = fed.long().cumsum(1) - 1
+        hidden = self.prompt.new_zeros(len(counts), int(counts.max()), self.prompt.shape[2])
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()[:, 0]
+            columns = fed[rows].nonzero()[:, 1].view(len(rows), count)
+            self.total += 1
+            hidden[rows, :count] = self._hidden(canvas, rows, columns)
+        row, cell = need.nonzero(as_tuple=True)
+        if self.model.config.shift:
+            cell = (cell - 1).clamp(min=0)
+        return self.model.head(hidden[row, place[row, cell]])
+
+    def _hidden(self, canvas: Canvas, rows: Tensor, columns: Tensor) -> Tensor:
+        """(r, Q, D) of the columns (r, Q) of these rows (r,)."""
+        embeds = self.model.get_input_embeddings()(canvas.ids[rows[:, None], columns])
+        last = self.prompt.shape[1]
+        if bool((columns < last).any()):
+            prompt = self.prompt[rows[:, None], columns.clamp(max=last - 1)]
+            embeds = torch.where((columns < last)[..., None], prompt, embeds)
+        total = canvas.ids.shape[0]
+        part = canvas.select(rows)
+        return self.model.hidden_at(part, embeds, columns, self.store, rows, total)
+
+    def select(self, rows: Tensor) -> None:
+        self.prompt, self.before = self.prompt[rows], self.before[rows]
+        self.block, self.taken = self.block[rows], self.taken[rows]
+        self.store.select(rows)
+
+
+@CACHES.register("suffix")
+class Suffix(Windows):
+    """The open block and all behind it are recomputed, what lies before it is kept (Fast-dLLM's
+    prefix cache, arXiv:2505.22618, v1/llada/generate.py)."""
+
+    name = "suffix"
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        return canvas.block >= block
+
+
+@CACHES.register("dual")
+class Dual(Windows):
+    """Only the open block is recomputed; both sides of it are kept (Fast-dLLM's dual cache)."""
+
+    name = "dual"
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        return canvas.block == block
+
+
+@CACHES.register("delayed")
+class Delayed(Windows):
+    """Masked cells and those decided in the step before are recomputed; all is every `reload` steps
+    and in the second step of a block (dKV-Cache-Decode, arXiv:2505.15781)."""
+
+    name = "delayed"
+    known: Mapping[str, float] = {"reload": 8}
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        again = (self.taken == 1) | (self.taken % self.options["reload"] == 0)
+        return self.before | again[:, None]
