@@ -15,7 +15,12 @@ from mmdiff.canvas import Canvas
 from mmdiff.decoding.draws import Draws, top
 from mmdiff.decoding.propose import Proposal
 from mmdiff.decoding.settings import Decoding, check_name
-from mmdiff.diffusion.schedule import REVEAL_SCHEDULES, reveal_counts, timestep_counts
+from mmdiff.diffusion.schedule import (
+    REVEAL_SCHEDULES,
+    origin_chance,
+    reveal_counts,
+    timestep_counts,
+)
 from mmdiff.registry import Registry
 
 
@@ -155,16 +160,13 @@ class Origin:
     that is left in the last one (Dream's alg=origin, the ancestral sampler of MDLM)."""
 
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
-        self.steps = settings.steps or int(canvas.masked.sum(1).max())
+        self.steps = settings.steps or settings.max_new_tokens
         self.eps = settings.eps
 
     def __call__(
         self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
     ) -> Tensor:
         is_open = score > float("-inf")
-        time = torch.linspace(1, self.eps, self.steps + 1)
-        step = draws.step.clamp(max=self.steps - 1).cpu()
-        chance = torch.where(step < self.steps - 1, 1 - time[step + 1] / time[step], 1.0)
         accept = torch.zeros_like(is_open)
-        accept[is_open] = draws.uniform() < chance.to(score.device)
+        accept[is_open] = draws.uniform() < origin_chance(draws.step, self.steps, self.eps)
         return accept

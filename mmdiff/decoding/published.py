@@ -11,6 +11,7 @@ from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import PrefixCache
 from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.settings import Decoding
+from mmdiff.diffusion.schedule import origin_chance
 from mmdiff.errors import SettingError
 
 
@@ -39,15 +40,27 @@ class Dream(Draws):
     """Dream `diffusion_generate`: torch's Categorical over the filtered, tempered distribution,
     which the confidence is read from too; alg_temp by torch.multinomial."""
 
+    drawn: Tensor | None = None  # alg=origin draws which cells before it draws their tokens
+
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
+        decided = torch.ones_like(self.cell, dtype=torch.bool)
+        if settings.accept == "origin":
+            self.drawn = self.uniform()
+            steps = settings.steps or settings.max_new_tokens
+            chance = origin_chance(self.step, steps, settings.eps)
+            decided = self.drawn < chance
         if settings.temperature > 0:
             logits = logits / settings.temperature
         logits = _nucleus(logits, settings.top_p, settings.top_k)
-        if settings.temperature == 0:
-            return logits.argmax(1), logits
-        return torch.distributions.Categorical(probs=logits.softmax(1)).sample(), logits
+        tokens = logits.argmax(1)
+        if settings.temperature > 0 and bool(decided.any()):
+            chances = logits[decided].softmax(1)
+            tokens[decided] = torch.distributions.Categorical(probs=chances).sample()
+        return tokens, logits
 
     def uniform(self) -> Tensor:
+        if self.drawn is not None:
+            return self.drawn
         return torch.rand(len(self.cell), device=self.cell.device)
 
     def choose(self, score: Tensor, counts: Tensor, temperature: float) -> Tensor:

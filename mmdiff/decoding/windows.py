@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Windows:
     """Every row's first step in a block feeds its whole canvas; `window` says what later ones do.
 
-    `block` (b,) is the block a row's last step was in, `taken` (b,) its steps there before this one,
+    `block` (b,) is the block of a row's last step, `taken` (b,) its steps there before this one,
     `before` (b, L) what was masked when that last step began.
     """
 

@@ -76,6 +76,14 @@ def reveal_counts(
     return counts[::-1]
 
 
+def origin_chance(step: Tensor, steps: int, eps: float) -> Tensor:
+    """(K,) chance 1 - s/t that a masked cell is decided in step 0, 1, ... (K,) of `steps`, between
+    the times t > s of a grid from 1 to eps; 1 in the last (Dream's alg=origin, MDLM)."""
+    time = torch.linspace(1, eps, steps + 1, device=step.device)
+    step = step.clamp(max=steps - 1)
+    return torch.where(step < steps - 1, 1 - time[step + 1] / time[step], 1.0)
+
+
 def timestep_counts(masks: int, steps: int, eps: float = 1e-3, at_least: bool = True) -> list[int]:
     """Cells revealed per step on the time grid linspace(1, eps, steps + 1) of Dream's sampler:
     int(left * (1 - s / t)), the last step the rest.

@@ -41,8 +41,6 @@ def llada_settings(kwargs: Json, ids: dict[str, int]) -> Json:
 def dream_settings(kwargs: Json) -> Json:
     """Dream's `diffusion_generate` arguments in our words."""
     origin = kwargs["alg"] == "origin"
-    if origin and kwargs.get("temperature"):
-        raise NotSupported("Dream's origin above temperature 0")
     return {
         "max_new_tokens": kwargs["max_new_tokens"],
         "steps": kwargs["steps"],
