@@ -32,7 +32,9 @@ class MMDiffConfig(PreTrainedConfig):
     vision encoder's `spec()`), `projector` the projector's kind and options, `tiling` how pictures
     are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one). `image_token_id` is
     negative where the vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no
-    token uses: they can never be generated. `picture_apart`: trained on packed rows, where picture
+    token uses: they can never be generated. `block_size` is for the block layout: blocks of so many
+    cells from a row's first cell on, so that the prompt is block-causal too (None: the prompt is
+    one block). `picture_apart`: trained on packed rows, where picture
     cells never see the question behind them. `decoding` holds the default decoding settings the
     checkpoint was meant for. A published checkpoint of another project carries the name of its
     `family` and its `published` config.json, and one of the hub the commit it was loaded from as
@@ -48,6 +50,7 @@ class MMDiffConfig(PreTrainedConfig):
         projector: dict[str, Any] | None = None,
         tiling: dict[str, Any] | None = None,
         attention_layout: str = "full",
+        block_size: int | None = None,
         picture_apart: bool = False,
         shift: bool = False,
         mask_token_id: int = 0,
@@ -65,6 +68,7 @@ class MMDiffConfig(PreTrainedConfig):
         self.projector = projector
         self.tiling = tiling
         self.attention_layout = attention_layout
+        self.block_size = block_size
         self.picture_apart = picture_apart
         self.shift = shift
         self.mask_token_id = mask_token_id
@@ -80,8 +84,9 @@ class MMDiffConfig(PreTrainedConfig):
 
     @property
     def prompt_cache_exact(self) -> bool:
-        """Trained so that the prompt never sees the answer: its keys and values can be kept."""
-        return self.attention_layout in ("prefix", "block")
+        """Trained so that the prompt never sees the answer: its keys and values can be kept. Where
+        `block_size` cuts the prompt, its tail shares a block with the answer: see cache=block."""
+        return self.attention_layout in ("prefix", "block") and self.block_size is None
 
 
 @dataclass
@@ -190,18 +195,24 @@ class MMDiffModel(Tasks, PreTrainedModel):
         start: int = 0,
         stop: int | None = None,
         cache: KeyValueCache | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, Q, D) of the columns [start, stop), which `embeds` holds.
+        """(B, Q, D) of the columns [start, stop), or of `columns` (B, Q), which `embeds` holds.
 
-        With a cache, keys of columns [0, start) come from it; without, start must be 0.
+        With a cache, keys of columns [0, start) come from it, and those of all that `columns`
+        leaves out; without, start must be 0.
         """
         stop = canvas.ids.shape[1] if stop is None else stop
-        query, key = Cells.of(canvas, start, stop), Cells.of(canvas, 0, stop)
+        key = Cells.of(canvas, 0, stop)
+        if columns is None:
+            query, position = Cells.of(canvas, start, stop), canvas.position[:, start:stop]
+        else:
+            query, position = Cells.at(canvas, columns), canvas.position.gather(1, columns)
         layout = canvas.layout or self.config.attention_layout
         mask = additive(allowed(query, key, layout), embeds.dtype)
         if cache is not None:
             cache.window(start, stop)
-        return run_decoder(self.backbone, embeds, canvas.position[:, start:stop], mask, cache)
+        return run_decoder(self.backbone, embeds, position, mask, cache)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
@@ -256,6 +267,8 @@ class MMDiffModel(Tasks, PreTrainedModel):
             self, input_ids, attention_mask, pixel_values, writable, image_sizes
         )
         canvas.layout = attention_layout
+        if self.config.block_size is not None:
+            canvas.align_blocks(self.config.block_size)
         hidden = self.hidden(canvas, self.embed(canvas))
         if self.config.shift:
             hidden = shift_right(hidden)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import pictures, text
+from tests.walk import block, pictures, text
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
@@ -24,9 +24,11 @@ LAYOUTS = {
     "llada_v": pictures.llada_v,
     "llada_v_text": text.rediff,
 }
+# Entries without a checkpoint, by the last part of their id.
+PARTS = {"blockdiff": block.blockdiff}
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
-OTHERS = ("dimple", "mmada", "blockdiff", "lumina", "medim")
+OTHERS = ("dimple", "mmada", "lumina", "medim")
 NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
     "inference/",
@@ -53,8 +55,8 @@ def walk(entry: Entry) -> None:
         raise ValueError(f"{name}: unknown kind {kind!r}")
     if name.startswith(NOT_YET):
         entry.note("all", "skipped", [], reason="not supported yet")
-    elif kind == "checkpoint" and layout in LAYOUTS:
-        LAYOUTS[layout](entry)
+    elif reader := LAYOUTS.get(layout) or PARTS.get(name.rpartition("/")[2]):
+        reader(entry)
         for array in sorted(set(entry.outputs) - entry.seen):
             entry.note(array, "failed", [array], reason="never compared")
     else:

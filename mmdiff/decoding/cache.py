@@ -29,7 +29,7 @@ class Cache(Protocol):
         """Keep only these rows."""
 
 
-CACHES: Registry[type[Cache]] = Registry("cache")
+CACHES: Registry[type[Cache]] = Registry("cache", modules=("mmdiff.decoding.block_cache",))
 
 
 @CACHES.register("none")

@@ -36,7 +36,7 @@ class Cells:
     segment: Tensor
     copy: Tensor
     valid: Tensor
-    column: Tensor  # (n,)
+    column: Tensor  # (n,), or (B, n) where rows differ
 
     @classmethod
     def of(cls, canvas: Canvas, start: int = 0, stop: int | None = None) -> Cells:
@@ -49,6 +49,12 @@ class Cells:
             canvas.valid[:, columns],
             numbers[columns],
         )
+
+    @classmethod
+    def at(cls, canvas: Canvas, columns: Tensor) -> Cells:
+        """Columns (B, n) of each row's own."""
+        named = (canvas.block, canvas.segment, canvas.copy, canvas.valid)
+        return cls(*(cells.gather(1, columns) for cells in named), columns)
 
 
 def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
@@ -66,7 +72,7 @@ def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
     if layout == "full":
         return see & (same_copy | (copy_k == 0))
     if layout == "causal":
-        return see & (same_copy | (copy_k == 0)) & (key.column <= query.column[:, None])
+        return see & (same_copy | (copy_k == 0)) & (key.column <= query.column[..., None])
     block_q, block_k = query.block[:, :, None], key.block[:, None, :]
     if layout == "prefix":
         block_q, block_k = block_q.clamp(max=1), block_k.clamp(max=1)
