@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,7 +137,7 @@ class MMDiffModel(Tasks, PreTrainedModel):
         """As transformers' own, and the folder's processor comes along."""
         loaded = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if (Path(name) / "processor_config.json").is_file():
+        if Processor.saved_in(name):
             model.processor = Processor.from_pretrained(name)
         return loaded
 

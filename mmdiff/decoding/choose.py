@@ -25,7 +25,6 @@ from mmdiff.diffusion.schedule import (
 from mmdiff.errors import SettingError
 from mmdiff.registry import Registry
 
-
 SCHEDULES = (*REVEAL_SCHEDULES, "timestep", "rate")
 
 
