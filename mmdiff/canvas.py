@@ -61,7 +61,7 @@ class Canvas:
     masked: Tensor  # bool: still noise
     writable: Tensor  # bool: the decoder (or the corruption) may write here
     valid: Tensor  # bool: not padding
-    block: Tensor  # 0 prompt, 1.. answer blocks
+    block: Tensor  # 0 (or less) prompt, 1.. answer blocks
     segment: Tensor  # 0 shared by all, 1.. packed examples
     copy: Tensor  # 0 clean, 1 and 2 the halves of a complementary pair
     position: Tensor  # rotary positions
@@ -100,6 +100,13 @@ class Canvas:
         """(B, 1): each row's earliest block with a masked cell; one beyond all where none is."""
         late = self.block.max() + 1
         return torch.where(self.masked, self.block, late).amin(1, keepdim=True)
+
+    def align_blocks(self, length: int) -> None:
+        """Number blocks of `length` cells from each row's first cell on: that of the first answer
+        cell, which the prompt's tail may begin, is 1, and the prompt's others are 0, -1, ..."""
+        number = self.position // length
+        first = torch.where(self.block > 0, number, number.max()).amin(1, keepdim=True)
+        self.block = number - first + 1
 
     def write(self, tokens: Tensor, accept: Tensor) -> None:
         """Put `tokens` (B, L) into the accepted cells (B, L), which must be open ones."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,9 @@ class MMDiffConfig(PreTrainedConfig):
     vision encoder's `spec()`), `projector` the projector's kind and options, `tiling` how pictures
     are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one). `image_token_id` is
     negative where the vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no
-    token uses: they can never be generated. `picture_apart`: trained on packed rows, where picture
+    token uses: they can never be generated. `block_size` is for the block layout: blocks of so many
+    cells from a row's first cell on, so that the prompt is block-causal too (None: the prompt is
+    one block). `picture_apart`: trained on packed rows, where picture
     cells never see the question behind them. `decoding` holds the default decoding settings the
     checkpoint was meant for. A published checkpoint of another project carries the name of its
     `family` and its `published` config.json, and one of the hub the commit it was loaded from as
@@ -48,6 +49,7 @@ class MMDiffConfig(PreTrainedConfig):
         projector: dict[str, Any] | None = None,
         tiling: dict[str, Any] | None = None,
         attention_layout: str = "full",
+        block_size: int | None = None,
         picture_apart: bool = False,
         shift: bool = False,
         mask_token_id: int = 0,
@@ -65,6 +67,7 @@ class MMDiffConfig(PreTrainedConfig):
         self.projector = projector
         self.tiling = tiling
         self.attention_layout = attention_layout
+        self.block_size = block_size
         self.picture_apart = picture_apart
         self.shift = shift
         self.mask_token_id = mask_token_id
@@ -80,8 +83,9 @@ class MMDiffConfig(PreTrainedConfig):
 
     @property
     def prompt_cache_exact(self) -> bool:
-        """Trained so that the prompt never sees the answer: its keys and values can be kept."""
-        return self.attention_layout in ("prefix", "block")
+        """Trained so that the prompt never sees the answer: its keys and values can be kept. Where
+        `block_size` cuts the prompt, its tail shares a block with the answer: see cache=block."""
+        return self.attention_layout in ("prefix", "block") and self.block_size is None
 
 
 @dataclass
@@ -133,7 +137,7 @@ class MMDiffModel(Tasks, PreTrainedModel):
         """As transformers' own, and the folder's processor comes along."""
         loaded = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if (Path(name) / "processor_config.json").is_file():
+        if Processor.saved_in(name):
             model.processor = Processor.from_pretrained(name)
         return loaded
 
@@ -190,35 +194,23 @@ class MMDiffModel(Tasks, PreTrainedModel):
         start: int = 0,
         stop: int | None = None,
         cache: KeyValueCache | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, Q, D) of the columns [start, stop), which `embeds` holds.
+        """(B, Q, D) of the columns [start, stop), or of `columns` (B, Q), which `embeds` holds.
 
-        With a cache, keys of columns [0, start) come from it; without, start must be 0.
+        With a cache, keys of columns [0, start) come from it; without, start must be 0. With
+        `columns` its caller has said where they go (`KeyValueCache.at`), and it holds all others.
         """
         stop = canvas.ids.shape[1] if stop is None else stop
-        query, key = Cells.of(canvas, start, stop), Cells.of(canvas, 0, stop)
+        key = Cells.of(canvas, 0, stop)
+        if columns is None:
+            query, position = Cells.of(canvas, start, stop), canvas.position[:, start:stop]
+        else:
+            query, position = Cells.at(canvas, columns), canvas.position.gather(1, columns)
         layout = canvas.layout or self.config.attention_layout
         mask = additive(allowed(query, key, layout), embeds.dtype)
-        if cache is not None:
+        if cache is not None and columns is None:
             cache.window(start, stop)
-        return run_decoder(self.backbone, embeds, canvas.position[:, start:stop], mask, cache)
-
-    def hidden_at(
-        self,
-        canvas: Canvas,
-        embeds: Tensor,
-        columns: Tensor,
-        cache: KeyValueCache,
-        rows: Tensor,
-        total: int,
-    ) -> Tensor:
-        """(r, Q, D) of the columns (r, Q), which `embeds` holds; every row of `canvas` sees all its
-        cells, those elsewhere by the keys kept in `cache` for its `rows` of `total`."""
-        every = Cells.of(canvas)
-        layout = canvas.layout or self.config.attention_layout
-        mask = additive(allowed(every.take(columns), every, layout), embeds.dtype)
-        cache.at(rows, columns, total)
-        position = canvas.position.gather(1, columns)
         return run_decoder(self.backbone, embeds, position, mask, cache)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -274,6 +266,8 @@ class MMDiffModel(Tasks, PreTrainedModel):
             self, input_ids, attention_mask, pixel_values, writable, image_sizes
         )
         canvas.layout = attention_layout
+        if self.config.block_size is not None:
+            canvas.align_blocks(self.config.block_size)
         hidden = self.hidden(canvas, self.embed(canvas))
         if self.config.shift:
             hidden = shift_right(hidden)

@@ -144,6 +144,16 @@ class Processor:
             raise _unreadable(folder, error) from None
         return cls(tokenizer, image, text, tiling)
 
+    @staticmethod
+    def saved_in(folder: str | Path) -> bool:
+        """Whether the folder holds a processor of ours; published ones may have a file of the same
+        name from transformers."""
+        path = Path(folder) / "processor_config.json"
+        try:
+            return path.is_file() and {"image", "text"} <= set(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return True  # damaged: reading it says how
+
     def cells_of(self, size: tuple[int, int]) -> int:
         """Canvas cells that a picture of `size` (width, height) fills."""
         if self.tiling is None:

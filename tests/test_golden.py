@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import pictures, samplers, text
+from tests.walk import block, pictures, samplers, text
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
@@ -24,9 +24,11 @@ LAYOUTS = {
     "llada_v": pictures.llada_v,
     "llada_v_text": text.rediff,
 }
+# Entries that are no checkpoint, by the last part of their id.
+PARTS = {"blockdiff": block.blockdiff, "samplers": samplers.samplers}
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
-OTHERS = ("dimple", "mmada", "blockdiff", "lumina", "medim")
+OTHERS = ("dimple", "mmada", "lumina", "medim")
 NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
     "training/",
@@ -52,11 +54,10 @@ def walk(entry: Entry) -> None:
         raise ValueError(f"{name}: unknown kind {kind!r}")
     if name.startswith(NOT_YET):
         entry.note("all", "skipped", [], reason="not supported yet")
-    elif name == "inference/samplers":
-        samplers.samplers(entry)
-    elif kind == "checkpoint" and layout in LAYOUTS:
-        LAYOUTS[layout](entry)
-        for array in sorted(set(entry.outputs) - entry.seen):
+    elif reader := PARTS.get(name.rpartition("/")[2]) or LAYOUTS.get(layout):
+        reader(entry)
+        stored = entry.outputs if "outputs" in entry.facts["files"] else ()
+        for array in sorted(set(stored) - entry.seen):
             entry.note(array, "failed", [array], reason="never compared")
     else:
         raise ValueError(f"{name}: no walker for kind {kind!r}, layout {layout!r}")

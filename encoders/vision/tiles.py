@@ -50,6 +50,7 @@ class Tiling:
     pinpoints: tuple[Size, ...] = ()  # for anyres, pixels
     max_tiles: int | None = None  # a map of more tiles than these is shrunk bilinearly
     unpad: bool = False  # cuts what the padding became from the map
+    rounded: bool = False  # ... after rounding to 7 digits, as transformers does and LLaVA does not
     newline: bool = False  # a learned vector behind every row of the map, or behind a single tile
     pool: str | None = None  # joins 2x2 tokens of each tile, after the projector
     resample: str = "bicubic"
@@ -259,9 +260,10 @@ def margins(size: Size, rows: int, columns: int, tiling: Tiling) -> Size:
     width, height = size
     if not tiling.unpad:
         return 0, 0
+    digits = 7 if tiling.rounded else 300  # more than a float has
     if width / height > columns / rows:
-        return (rows - max(1, int(height * (columns / width)))) // 2, 0
-    return 0, (columns - max(1, int(width * (rows / height)))) // 2
+        return (rows - max(1, int(round(height * (columns / width), digits)))) // 2, 0
+    return 0, (columns - max(1, int(round(width * (rows / height), digits)))) // 2
 
 
 def shrunk(rows: int, columns: int, side: int, tiling: Tiling) -> Size:

@@ -36,6 +36,7 @@ SAME = (  # what a published config.json must say as ours does; the weights depe
     "projector",
     "tiling",
     "attention_layout",
+    "block_size",
     "shift",
     "tie_word_embeddings",
 )

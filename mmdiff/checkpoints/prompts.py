@@ -23,7 +23,7 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
     are noted in the model's config. Raises CheckpointError where the vocabulary lacks the family's
     mask token.
     """
-    if (folder / "processor_config.json").is_file():
+    if Processor.saved_in(folder):
         return Processor.from_pretrained(folder)
     if model.config.family in FAMILIES:  # one of our folders may have been converted from another
         family = FAMILIES.get(model.config.family)

@@ -94,15 +94,15 @@ class Session:
 def check_rules(settings: Decoding) -> None:
     """Raise SettingError for a rule that does not exist, before anything else is read."""
     from mmdiff.decoding.cache import CACHES
-    from mmdiff.decoding.choose import ACCEPTS, ORDERS
+    from mmdiff.decoding.choose import ACCEPTS, ORDERS, SCHEDULES
     from mmdiff.decoding.settings import check_name, parse_rule
     from mmdiff.decoding.stop import STOPS
-    from mmdiff.diffusion.schedule import REVEAL_SCHEDULES
 
     ACCEPTS.get(settings.accept)
     ORDERS.get(settings.order)
-    STOPS.get(settings.stop)
-    check_name("schedule", settings.schedule, REVEAL_SCHEDULES)
+    stop, options = parse_rule(settings.stop)
+    STOPS.get(stop)(options)
+    check_name("schedule", settings.schedule, SCHEDULES)
     if settings.cache != "auto":
         CACHES.get(parse_rule(settings.cache)[0])
 

@@ -6,6 +6,7 @@ cells that are not open.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 import torch
@@ -18,10 +19,14 @@ from mmdiff.decoding.settings import Decoding, check_name
 from mmdiff.diffusion.schedule import (
     REVEAL_SCHEDULES,
     origin_chance,
+    rate_counts,
     reveal_counts,
     timestep_counts,
 )
+from mmdiff.errors import SettingError
 from mmdiff.registry import Registry
+
+SCHEDULES = (*REVEAL_SCHEDULES, "timestep", "rate")
 
 
 class Order(Protocol):
@@ -80,21 +85,25 @@ class Scheduled:
     """The n_i best cells of step i: `steps` per block, shaped by `schedule` (reveal_counts)."""
 
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
-        check_name("schedule", settings.schedule, (*REVEAL_SCHEDULES, "timestep"))
+        check_name("schedule", settings.schedule, SCHEDULES)
         self.settings = settings
         blocks = int(canvas.block.max())
         per_block = [
             ((canvas.block == b) & canvas.masked).sum(1).tolist() for b in range(1, blocks + 1)
         ]
-        self.quota = [
-            [n for b in range(blocks) for n in self._counts(b, per_block[b][row])]
+        self.by_block = [
+            [self._counts(b, per_block[b][row]) for b in range(blocks)]
             for row in range(canvas.ids.shape[0])
         ]
+        self.quota = [[n for counts in row for n in counts] for row in self.by_block]
         self.step = [0] * len(self.quota)
 
     def _counts(self, block: int, masks: int) -> list[int]:
         settings = self.settings
         steps = settings.steps_of_block(block) or masks
+        if settings.schedule == "rate":
+            cells = settings.block_length or settings.max_new_tokens
+            return rate_counts(masks, cells, settings.steps_of_block(block) or cells)
         if settings.schedule == "timestep":
             return timestep_counts(masks, steps, settings.eps, at_least=not settings.compat)
         return reveal_counts(masks, steps, settings.schedule, settings.shift)
@@ -102,15 +111,49 @@ class Scheduled:
     def __call__(
         self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
     ) -> Tensor:
-        counts = []
-        for row in rows.tolist():
-            counts.append(self.quota[row][min(self.step[row], len(self.quota[row]) - 1)])
-            self.step[row] += 1
-        counted = torch.tensor(counts, device=score.device)
+        counted = torch.tensor(self.counts(canvas, rows), device=score.device)
+        if self.settings.order == "left_to_right":  # where the block ends there is nothing to take
+            counted = torch.minimum(counted, (score > float("-inf")).sum(1))
         heat = self.settings.order_temperature
         if heat and self.settings.order == "confidence":  # Dream tempers probabilities
             score = torch.where(score > float("-inf"), probability, score)
         return draws.choose(score, counted, heat)
+
+    def counts(self, canvas: Canvas, rows: Tensor) -> list[int]:
+        """How many cells each open row accepts now; called once a step."""
+        counts = []
+        for row in rows.tolist():
+            counts.append(self.quota[row][min(self.step[row], len(self.quota[row]) - 1)])
+            self.step[row] += 1
+        return counts
+
+
+@ACCEPTS.register("dynamic")
+class Dynamic(Scheduled):
+    """Every cell with probability above `threshold` where these are as many as step i of the block
+    has by schedule, the n_i best elsewhere (SDAR `generate.py`, low_confidence_dynamic)."""
+
+    def __init__(self, settings: Decoding, canvas: Canvas) -> None:
+        super().__init__(settings, canvas)
+        self.taken: Counter[tuple[int, int]] = Counter()  # steps by row and block
+
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
+        counted = torch.tensor(self.counts(canvas, rows), device=score.device)
+        sure = (score > float("-inf")) & (probability > self.settings.threshold)
+        enough = sure.sum(1) >= counted
+        best = draws.choose(score, counted, self.settings.order_temperature)
+        return torch.where(enough[:, None], sure, best)
+
+    def counts(self, canvas: Canvas, rows: Tensor) -> list[int]:
+        """Blocks end early, so each counts its own steps."""
+        counts = []
+        for key in zip(rows.tolist(), canvas.open_block()[:, 0].tolist(), strict=True):
+            steps = self.by_block[key[0]][key[1] - 1]
+            counts.append(steps[min(self.taken[key], len(steps) - 1)])
+            self.taken[key] += 1
+        return counts
 
 
 @ACCEPTS.register("threshold")
@@ -152,6 +195,33 @@ class Factor:
         if self.last_passes:
             count = torch.where(count == cells - 1, cells, count)
         return top(score, torch.minimum(count, cells))
+
+
+@ACCEPTS.register("entropy_bound")
+class EntropyBound:
+    """The cells of lowest entropy whose sum, the largest left out, stays within `entropy_bound`:
+    an upper bound on what accepting them at once can lose (EB-Sampler, arXiv:2505.24857)."""
+
+    def __init__(self, settings: Decoding, canvas: Canvas) -> None:
+        if settings.order != "entropy":
+            raise SettingError(
+                f"accept=entropy_bound sums entropies, but order={settings.order}; "
+                "use it with order=entropy"
+            )
+        self.bound = settings.entropy_bound
+
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
+        return within_bound(-score, score > float("-inf"), self.bound)
+
+
+def within_bound(entropy: Tensor, is_open: Tensor, bound: float) -> Tensor:
+    """(B, L) bool: per row the most open cells, lowest entropy (B, L) first and ties from the left,
+    such that the entropies of all but the last sum to at most `bound`; one at least."""
+    ordered, cells = entropy.masked_fill(~is_open, float("inf")).sort(dim=1, stable=True)
+    before = ordered.cumsum(1) - ordered  # NaN behind the open cells, which is within no bound
+    return torch.zeros_like(is_open).scatter_(1, cells, before <= bound) & is_open
 
 
 @ACCEPTS.register("origin")

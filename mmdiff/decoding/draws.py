@@ -36,6 +36,11 @@ class Draws:
     def begin(model: Any, canvas: Canvas, cache: Any) -> None:
         """What happens before the first step."""
 
+    @staticmethod
+    def need(canvas: Canvas, need: Tensor) -> Tensor:
+        """(b, L) bool: the cells to score, of which `need` must be."""
+        return need
+
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         """Tokens (K,) of logits (K, V), and the logits (K, V) that their confidence is read from:
         always the model's own, neither tempered nor filtered (LLaDA `generate.py`)."""

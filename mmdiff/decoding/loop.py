@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.guide import Guided
 from mmdiff.decoding.propose import propose
 from mmdiff.decoding.remask import REMASKS
-from mmdiff.decoding.settings import Decoding, parse_rule, with_seed
-from mmdiff.decoding.stop import STOPS
+from mmdiff.decoding.settings import Decoding, cooled, parse_rule, with_seed
+from mmdiff.decoding.stop import STOPS, Seen
 from mmdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -48,9 +48,13 @@ class Filled:
     trace: list[Step] = field(default_factory=list)
 
 
-def set_blocks(canvas: Canvas, block_length: int | None) -> None:
-    """Number the answer cells' blocks 1, 2, ... from the left of the answer region."""
+def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) -> None:
+    """Number the answer cells' blocks 1, 2, ... from the left of the answer region, or, `aligned`,
+    all cells' from the left of the row (Canvas.align_blocks)."""
     if block_length is None:
+        return
+    if aligned:
+        canvas.align_blocks(block_length)
         return
     answer = canvas.block > 0
     offset = answer.long().cumsum(1) - 1
@@ -60,11 +64,13 @@ def set_blocks(canvas: Canvas, block_length: int | None) -> None:
 @torch.inference_mode()
 def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int | None) -> Filled:
     """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one."""
-    order, stop = ORDERS.get(settings.order), STOPS.get(settings.stop)
     make_accept = ACCEPTS.get(settings.accept)
     cache_rule, cache_options = parse_rule(cache_name(model, settings))
     make_cache = partial(CACHES.get(cache_rule), options=cache_options)
-    set_blocks(canvas, settings.block_length)
+    if model.config.block_size is not None and settings.block_length is None:
+        settings = replace(settings, block_length=model.config.block_size)
+    order = ORDERS.get(settings.order)
+    set_blocks(canvas, settings.block_length, aligned=model.config.block_size is not None)
     if settings.compat == "llada" and not bool(canvas.valid.all()):
         canvas.layout = "causal"  # what the published network does with any padding mask
     seed = torch.tensor(with_seed(settings, canvas.shape[0]), device=canvas.device)
@@ -78,6 +84,8 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
     accept_rule = make_accept(settings, canvas)
     remask_name, remask_options = parse_rule(settings.remask)
     remask = REMASKS.get(remask_name)(settings, remask_options)
+    stop_name, stop_options = parse_rule(settings.stop)
+    stop = STOPS.get(stop_name)(stop_options)
     ends = (() if end_id is None else (end_id,)) + settings.stop_ids
     end_ids = torch.tensor(ends, dtype=torch.long, device=canvas.device)
     forbidden = torch.tensor(settings.forbid, dtype=torch.long, device=canvas.device)
@@ -101,7 +109,7 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         if len(rows) == 0:
             return filled
         is_open, wanted = open_cells(live), remask.wants(live, rows)
-        need = is_open | wanted
+        need = make_draws.need(live, is_open | wanted)
         logits = cache.score(live, need).float()
         logits[:, forbidden] = float("-inf")
         row, cell = need.nonzero(as_tuple=True)
@@ -109,7 +117,7 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         fed = (len(rows), live.shape[1] - cache.start)
         place = row * fed[1] + cell - cache.start
         draws = make_draws(seed[rows][row], step.expand_as(row), offset, fed, place)
-        proposal = propose(logits, draws, settings)
+        proposal = propose(logits, draws, cooled(settings, step))
         if bool(proposal.log_odds.isnan().any()):
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
         ranked = order(proposal, draws)
@@ -122,7 +130,7 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
         remask.revise(live, wanted, tokens, probability)
         if settings.compat:  # published code finds masked cells by their id
             live.masked |= live.writable & (live.ids == model.config.mask_token_id)
-        stop(live, end_ids)
+        stop(live, end_ids, Seen(rows, need, proposal))
         step += 1
         filled.nfe[rows] += cache.calls
         filled.calls = cache.total
@@ -138,6 +146,8 @@ def open_cells(canvas: Canvas) -> Tensor:
 
 
 def cache_name(model: MMDiffModel, settings: Decoding) -> str:
+    if settings.cache == "auto" and model.config.attention_layout == "block":
+        return "block"
     if settings.cache == "auto":
         return "prefix" if model.config.prompt_cache_exact else "none"
     return settings.cache

@@ -99,6 +99,37 @@ class LaViDaDream(Dream):
         return accept
 
 
+@DRAWS.register("sdar")
+class SDAR(Draws):
+    """SDAR-VL `block_diffusion_generate`: all cells of the open block are scored and drawn by
+    torch.multinomial, confidence is that of the tempered, unfiltered distribution. Where a step has
+    more cells by schedule than are masked, topk takes given or decided ones of the block too, which
+    are written over."""
+
+    @staticmethod
+    def begin(model: Any, canvas: Canvas, cache: Any) -> None:
+        if canvas.shape[0] != 1 or cache.start:
+            raise SettingError("compat=sdar takes one row and cache=block, as the published code")
+
+    @staticmethod
+    def need(canvas: Canvas, need: Tensor) -> Tensor:
+        return canvas.valid & (canvas.block == canvas.open_block())
+
+    def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
+        if settings.temperature == 0:
+            return logits.argmax(1), logits
+        logits = logits / settings.temperature
+        kept = _nucleus(_nucleus(logits, 1.0, settings.top_k), settings.top_p, 0)
+        return torch.multinomial(kept.softmax(1), 1)[:, 0], logits
+
+    def choose(self, score: Tensor, counts: Tensor, temperature: float) -> Tensor:
+        assert self.place is not None  # one row: the columns of the block
+        best = score[0, self.place].topk(int(counts[0])).indices
+        accept = torch.zeros_like(score, dtype=torch.bool)
+        accept[0, self.place[best]] = True
+        return accept
+
+
 def _nucleus(logits: Tensor, top_p: float, top_k: int) -> Tensor:
     """Logits (K, V) with -inf outside the nucleus: the first tokens up to and including the one
     that crosses top_p, then the top_k."""

@@ -21,29 +21,32 @@ class Decoding:
     max_new_tokens: int = 32  # N, cells of the answer
     steps: int | None = None  # decisions in total, split over blocks; None: one cell per step
     block_length: int | None = None  # cells decided together; None: the whole answer
-    schedule: str = "linear"  # linear | shift | cosine | logit_normal | timestep: cells per step
+    schedule: str = "linear"  # linear | shift | cosine | logit_normal | timestep | rate
     shift: float = 3.0  # of schedule=shift; below 1 reveals many cells early
     eps: float = 1e-3  # of schedule=timestep and accept=origin: the last time
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
     order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
-    accept: str = "schedule"  # schedule | threshold | factor | origin
+    # schedule | threshold | factor | dynamic | entropy_bound | origin
+    accept: str = "schedule"
     threshold: float = 0.9  # of accept=threshold: accept cells with probability >= threshold
     factor: float = 1.0  # of accept=factor
+    entropy_bound: float = 0.1  # of accept=entropy_bound: of all accepted cells but the last
     temperature: float = 0.0
+    temperature_end: float | None = None  # falls from temperature to it over the steps; None: not
     top_p: float = 1.0
     top_k: int = 0  # 0: off
-    # auto (prefix where that is exact) | none | prefix | suffix | dual | delayed
+    # auto (block or prefix where exact) | none | prefix | block | suffix | dual | delayed
     cache: str = "auto"
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     forbid: tuple[int, ...] = ()  # ids that no cell may take
     late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
     remask: str = "none"  # none | revise:top=1,start=1: what happens to decided cells
     stop_ids: tuple[int, ...] = ()  # ids that end a text beside the model's end-of-text
-    stop: str = "end_of_text"  # end_of_text | cut | none
+    stop: str = "end_of_text"  # end_of_text | cut | block | stable:stability=,confidence= | none
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
     trace: bool = False  # keep every step
-    # Behave as a published project's code, random draws included: llada | dream | lavida_dream |
-    # fast_dllm
+    # Behave as a published project's code, random draws included:
+    # llada | dream | lavida_dream | fast_dllm | sdar
     compat: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +64,13 @@ class Decoding:
             raise SettingError("order_temperature and cfg_scale must be finite and not negative")
         if not 0 <= self.factor < math.inf:
             raise SettingError(f"factor={self.factor} must be finite and not negative")
+        if self.temperature_end is not None and not 0 < self.temperature_end <= self.temperature:
+            raise SettingError(
+                f"temperature_end={self.temperature_end} must lie above 0 and not above "
+                f"temperature={self.temperature}"
+            )
+        if not 0 < self.entropy_bound < math.inf:
+            raise SettingError(f"entropy_bound={self.entropy_bound} must be finite and above 0")
         if not 0 < self.eps < 1:
             raise SettingError(f"eps={self.eps} must lie in (0, 1)")
         if not 0 < self.shift < math.inf:
@@ -82,7 +92,9 @@ class Decoding:
         return self.steps // self.blocks + (block < self.steps % self.blocks)
 
 
-VALUED = ("threshold", "factor")  # accept rules with one number, a setting of the same name
+# What `accept=RULE:value=x` sets.
+VALUES = {name: name for name in ("threshold", "factor", "entropy_bound")}
+VALUES["dynamic"] = "threshold"
 
 
 def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
@@ -92,8 +104,8 @@ def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
         merged.update(layer)
         name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
         merged["accept"] = name
-        if name in VALUED and "value" in options:
-            merged[name] = options.pop("value")
+        if name in VALUES and "value" in options:
+            merged[VALUES[name]] = options.pop("value")
         if options:
             raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
     for name in ("seed", "forbid", "late", "stop_ids"):
@@ -133,6 +145,22 @@ def with_seed(settings: Decoding, rows: int) -> list[int]:
     if len(settings.seed) != rows:
         raise SettingError(f"seed lists {len(settings.seed)} seeds for {rows} rows")
     return list(settings.seed)
+
+
+def cooled(settings: Decoding, step: Any) -> Decoding:
+    """The settings with the temperature of step 0, 1, ..., an int or a tensor of one."""
+    if settings.temperature_end is None:
+        return settings
+    steps = settings.steps or settings.max_new_tokens
+    remaining = max(1, steps - int(step))
+    now = linear_temperature(remaining, steps, settings.temperature, settings.temperature_end)
+    return replace(settings, temperature=now, temperature_end=None)
+
+
+def linear_temperature(remaining: int, steps: int, first: float, last: float) -> float:
+    """With `remaining` of `steps` steps to go: `first` before any, `last` after all (DiffusionGemma
+    in transformers), which the last step itself does not reach."""
+    return last + (first - last) * (remaining / steps)
 
 
 def limited(settings: Decoding, cells: int) -> Decoding:

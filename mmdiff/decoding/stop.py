@@ -3,42 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
+from mmdiff.decoding.propose import Proposal
+from mmdiff.decoding.settings import with_options
 from mmdiff.registry import Registry
 
-STOPS: Registry = Registry("stop")
+
+@dataclass
+class Seen:
+    """What the model said in this step: a proposal for the K cells marked in `need` (b, L); `rows`
+    (b,) are the open rows' numbers in the whole batch."""
+
+    rows: Tensor
+    need: Tensor
+    proposal: Proposal
+
+
+class Stop(Protocol):
+    def __init__(self, options: dict[str, Any]) -> None: ...
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> None:
+        """Close cells of a canvas that was just written; `end_ids` (n,) end a text."""
+
+
+STOPS: Registry[type[Stop]] = Registry("stop")
 
 
 @STOPS.register("none")
-def never(canvas: Canvas, end_ids: Tensor) -> None:
+class Never:
     """Every cell is decided by the model."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        with_options("stop", options, {})
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        pass
 
 
 @STOPS.register("end_of_text")
-def end_of_text(canvas: Canvas, end_ids: Tensor) -> None:
-    """Masked cells behind the first decided end-of-text, or other id (n,) that ends a text, become
-    the first of these ids."""
-    fill = _behind(canvas, end_ids)
-    if len(end_ids):
-        canvas.ids = torch.where(fill, end_ids[0], canvas.ids)
-        canvas.masked = canvas.masked & ~fill
+class EndOfText(Never):
+    """Masked cells behind the first decided end-of-text, or other id that ends a text, become the
+    first of these ids."""
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        fill = _behind(canvas, end_ids)
+        if len(end_ids):
+            canvas.ids = torch.where(fill, end_ids[0], canvas.ids)
+            canvas.masked = canvas.masked & ~fill
 
 
 @STOPS.register("cut")
-def cut(canvas: Canvas, end_ids: Tensor) -> None:
+class Cut(Never):
     """Masked cells behind the first decided end keep their mask ids and are never decided: the
     cells before are filled as if the answer went on (LLaDA-V `generate_with_embeds`)."""
-    canvas.masked = canvas.masked & ~_behind(canvas, end_ids)
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        canvas.masked = canvas.masked & ~_behind(canvas, end_ids)
+
+
+@STOPS.register("block")
+class AfterBlock(Never):
+    """Blocks behind the first one that was filled and holds an end keep their mask ids (SDAR
+    `generate.py`)."""
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        full = canvas.block < canvas.open_block()
+        last = torch.where(full & _ends(canvas, end_ids), canvas.block, canvas.block.max())
+        canvas.masked = canvas.masked & (canvas.block <= last.amin(1, keepdim=True))
+
+
+@STOPS.register("stable")
+class Stable(EndOfText):
+    """The rest of the open block takes the most likely tokens once these have not changed for
+    `stability` steps and their mean entropy is below `confidence` (DiffusionGemma in transformers).
+    Ends of text count as in `end_of_text`."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        chosen = with_options("stop=stable", options, {"stability": 1, "confidence": 0.005})
+        self.stability, self.confidence = chosen["stability"], chosen["confidence"]
+        self.repeats = Repeats()
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        assert seen is not None
+        logits = seen.proposal.logits.float()
+        best = canvas.ids.clone()
+        best[seen.need] = logits.argmax(1)
+        entropy = torch.zeros(best.shape, device=best.device)
+        entropy[seen.need] = torch.special.entr(logits.softmax(1)).sum(1)
+        mean = entropy.sum(1) / seen.need.sum(1).clamp(min=1)
+        stop = (self.repeats(best, seen.rows) >= self.stability) & (mean < self.confidence)
+        canvas.write(best, canvas.masked & seen.need & stop[:, None])
+        super().__call__(canvas, end_ids, seen)
+
+
+class Repeats:
+    """For how many steps in a row each row has been what it is now."""
+
+    def __init__(self) -> None:
+        self.last: dict[int, tuple[list[int], int]] = {}
+
+    def __call__(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """(b,) steps of equal `ids` (b, L) before this one; `rows` (b,) names the rows."""
+        counts = []
+        for row, now in zip(rows.tolist(), ids.tolist(), strict=True):
+            before, count = self.last.get(row, ([], 0))
+            count = count + 1 if now == before else 0
+            self.last[row] = now, count
+            counts.append(count)
+        return torch.tensor(counts, device=ids.device)
+
+
+def _ends(canvas: Canvas, end_ids: Tensor) -> Tensor:
+    """(B, L) bool: decided cells that hold one of these ids (n,)."""
+    return canvas.writable & ~canvas.masked & torch.isin(canvas.ids, end_ids)
 
 
 def _behind(canvas: Canvas, end_ids: Tensor) -> Tensor:
     """(B, L) bool: masked cells behind a decided one of these ids (n,)."""
-    decided = canvas.writable & ~canvas.masked & torch.isin(canvas.ids, end_ids)
-    return canvas.masked & (decided.long().cumsum(1) > 0)
+    return canvas.masked & (_ends(canvas, end_ids).long().cumsum(1) > 0)
 
 
 def answer_length(ids: Tensor, end_ids: Sequence[int]) -> Tensor:

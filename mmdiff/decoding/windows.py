@@ -1,7 +1,7 @@
 """Caches that recompute a window of cells per step and keep all other keys and values.
 
-They are approximate unless said otherwise: what a kept cell would say now may differ from what it
-said when its keys were stored. Windows differ from row to row, so rows stay independent.
+All but `block` are approximate: what a kept cell would say now may differ from what it said when
+its keys were stored. Windows differ from row to row, so rows stay independent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import CACHES, NO_OPTIONS
 from mmdiff.decoding.settings import with_options
+from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -56,9 +57,11 @@ class Windows:
         self.block = block[:, 0]
         fed = self.window(canvas, block) | (self.taken == 0)[:, None]
         self.before = canvas.masked
-        if self.model.config.shift:
-            need = need | need.roll(-1, 1)
-        return fed | need
+        return self._scoring(need) | fed
+
+    def _scoring(self, need: Tensor) -> Tensor:
+        """The needed cells (b, L) and those that score them."""
+        return need | need.roll(-1, 1) if self.model.config.shift else need
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
         fed = self.fed(canvas, need)
@@ -83,8 +86,8 @@ class Windows:
             prompt = self.prompt[rows[:, None], columns.clamp(max=last - 1)]
             embeds = torch.where((columns < last)[..., None], prompt, embeds)
         total = canvas.ids.shape[0]
-        part = canvas.select(rows)
-        return self.model.hidden_at(part, embeds, columns, self.store, rows, total)
+        store = self.store.at(rows, columns, total)
+        return self.model.hidden(canvas.select(rows), embeds, cache=store, columns=columns)
 
     def select(self, rows: Tensor) -> None:
         self.prompt, self.before = self.prompt[rows], self.before[rows]
@@ -124,3 +127,35 @@ class Delayed(Windows):
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
         again = (self.taken == 1) | (self.taken % self.options["reload"] == 0)
         return self.before | again[:, None]
+
+
+@CACHES.register("block")
+class Blocks(Windows):
+    """Every block is stored once, when it is finished; a step feeds the open block alone.
+
+    Exact, because under the block layout no finished cell sees a later block (SDAR `generate.py`,
+    Fast-dLLM v2). The published loops spend one more call per block to store it; here a finished
+    block rides along with the first step of the next one. The prompt's tail that does not fill a
+    block belongs to the first open one.
+    """
+
+    name = "block"
+
+    def __init__(
+        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
+    ) -> None:
+        layout = canvas.layout or model.config.attention_layout
+        if layout != "block":
+            raise SettingError(
+                f"cache=block needs a checkpoint with block-causal attention, this one's is "
+                f"{layout}; use cache=prefix or cache=none"
+            )
+        super().__init__(model, canvas, options)
+        model.hidden(canvas, self.prompt, 0, canvas.prompt_length, self.store)
+        self.block = torch.zeros_like(self.block)  # the last stored one
+
+    def fed(self, canvas: Canvas, need: Tensor) -> Tensor:
+        current = canvas.open_block()
+        cells = (canvas.block > self.block[:, None]) & (canvas.block <= current)
+        self.block = current[:, 0] - 1
+        return self._scoring(need) | (cells & canvas.valid)

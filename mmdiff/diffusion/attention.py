@@ -50,12 +50,11 @@ class Cells:
             numbers[columns],
         )
 
-    def take(self, columns: Tensor) -> Cells:
-        """The given columns (B, Q) of each row."""
-        block, segment, copy, valid = (
-            cells.gather(1, columns) for cells in (self.block, self.segment, self.copy, self.valid)
-        )
-        return Cells(block, segment, copy, valid, self.column[columns])
+    @classmethod
+    def at(cls, canvas: Canvas, columns: Tensor) -> Cells:
+        """Columns (B, n) of each row's own."""
+        named = (canvas.block, canvas.segment, canvas.copy, canvas.valid)
+        return cls(*(cells.gather(1, columns) for cells in named), columns)
 
 
 def allowed(query: Cells, key: Cells, layout: str) -> Tensor:

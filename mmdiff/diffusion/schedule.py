@@ -100,6 +100,17 @@ def timestep_counts(masks: int, steps: int, eps: float = 1e-3, at_least: bool = 
     return [n for n in counts if n] if at_least else counts
 
 
+def rate_counts(masks: int, cells: int, steps: int) -> list[int]:
+    """The even split of a block of `cells` cells, for as long as its `masks` last: a block that is
+    partly given takes fewer steps, not smaller ones (SDAR `generate.py`). The last count may be
+    more than what is left."""
+    counts: list[int] = []
+    for count in reveal_counts(cells, steps):
+        if sum(counts) < masks:
+            counts.append(count)
+    return counts
+
+
 REVEAL_SCHEDULES = ("linear", "shift", "cosine", "logit_normal", "identity")
 
 

@@ -49,9 +49,19 @@ TINY_QWEN = TINY_IDS | {
 }
 
 
+TINY_SDAR = TINY_QWEN | {"head_dim": 8}
+
+
 def tiny(name: str) -> dict[str, Any]:
     """The published config.json of a family with tiny sizes."""
     config = dict(PUBLISHED[name])
+    if "text_config" in config:
+        pinpoints = [[28 * h, 28 * w] for h in (1, 2) for w in (1, 2)]
+        tower = config["vision_config"] | TINY_TOWER
+        small = {"vision_config": tower, "image_token_index": 59, "image_grid_pinpoints": pinpoints}
+        return config | small | {"text_config": config["text_config"] | TINY_SDAR}
+    if "block_size" in config:
+        return config | TINY_SDAR
     config |= TINY_LLADA if "d_model" in config else TINY_QWEN
     if "mm_vision_tower" in config:
         config["vision_config"] = TINY_TOWER
@@ -62,6 +72,8 @@ def tiny(name: str) -> dict[str, Any]:
 
 def shapes(config: dict[str, Any]) -> Shapes:
     """Every key of the published weights with its shape."""
+    if "text_config" in config:
+        return onevision(config)
     if "d_model" in config:
         made = olmo(config)
     else:
@@ -92,9 +104,10 @@ def olmo(config: dict[str, Any]) -> Shapes:
 
 
 def llama(config: dict[str, Any], *, biases: bool) -> Shapes:
-    """The layout of Llama and, with `biases`, of Qwen2."""
+    """The layout of Llama, with `biases` of Qwen2, with "head_dim" in the config of Qwen3."""
     width, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    part = width * config["num_key_value_heads"] // config["num_attention_heads"]
+    head = config.get("head_dim") or width // config["num_attention_heads"]
+    full, part = (config[f"num_{kind}_heads"] * head for kind in ("attention", "key_value"))
     made: Shapes = {
         "model.embed_tokens.weight": (rows, width),
         "model.norm.weight": (width,),
@@ -104,38 +117,62 @@ def llama(config: dict[str, Any], *, biases: bool) -> Shapes:
         layer = f"model.layers.{i}."
         for name in ("input_layernorm", "post_attention_layernorm"):
             made[f"{layer}{name}.weight"] = (width,)
-        for name, out in (("q_proj", width), ("k_proj", part), ("v_proj", part)):
+        for name, out in (("q_proj", full), ("k_proj", part), ("v_proj", part)):
             made[f"{layer}self_attn.{name}.weight"] = (out, width)
             if biases:
                 made[f"{layer}self_attn.{name}.bias"] = (out,)
-        made[f"{layer}self_attn.o_proj.weight"] = (width, width)
+        if "head_dim" in config:
+            made |= {f"{layer}self_attn.{name}_norm.weight": (head,) for name in "qk"}
+        made[f"{layer}self_attn.o_proj.weight"] = (width, full)
         for name in ("gate_proj", "up_proj"):
             made[f"{layer}mlp.{name}.weight"] = (inner, width)
         made[f"{layer}mlp.down_proj.weight"] = (width, inner)
     return made
 
 
+def onevision(config: dict[str, Any]) -> Shapes:
+    """LLaVA-OneVision's layout: SDAR-VL."""
+    language = llama(config["text_config"], biases=False)
+    made = {f"language_model.{key}": shape for key, shape in language.items()}
+    tower = config["vision_config"]
+    made |= siglip("vision_tower.vision_model.", tower, tower["num_hidden_layers"])
+    width = config["text_config"]["hidden_size"]
+    made |= linears("multi_modal_projector.linear_{}", (1, 2), tower["hidden_size"], width)
+    return made | {"image_newline": (width,)}
+
+
+def linears(name: str, numbers: tuple[int, int], inner: int, outer: int) -> Shapes:
+    """The two maps of a projector."""
+    made: Shapes = {}
+    for number, width in zip(numbers, (inner, outer), strict=True):
+        made[name.format(number) + ".weight"] = (outer, width)
+        made[name.format(number) + ".bias"] = (outer,)
+    return made
+
+
 def pictures(config: dict[str, Any]) -> Shapes:
     """The SigLIP tower without its last layer, the projector and the newline vector."""
     tower = config.get("vision_config", SO400M)
-    width, inner, patch = tower["hidden_size"], tower["intermediate_size"], tower["patch_size"]
     language = config.get("d_model") or config["hidden_size"]
-    top = "model.vision_tower.vision_tower.vision_model."
+    layers = tower["num_hidden_layers"] - 1
+    made = siglip("model.vision_tower.vision_tower.vision_model.", tower, layers)
+    made |= linears("model.mm_projector.{}", (0, 2), tower["hidden_size"], language)
+    return made | {"model.image_newline": (language,)}
+
+
+def siglip(top: str, tower: dict[str, Any], layers: int) -> Shapes:
+    """A SigLIP tower of `layers` layers under `top`."""
+    width, inner, patch = tower["hidden_size"], tower["intermediate_size"], tower["patch_size"]
     made: Shapes = {
         f"{top}embeddings.patch_embedding.weight": (width, 3, patch, patch),
         f"{top}embeddings.patch_embedding.bias": (width,),
         f"{top}embeddings.position_embedding.weight": ((tower["image_size"] // patch) ** 2, width),
-        "model.mm_projector.0.weight": (language, width),
-        "model.mm_projector.0.bias": (language,),
-        "model.mm_projector.2.weight": (language, language),
-        "model.mm_projector.2.bias": (language,),
-        "model.image_newline": (language,),
     }
     square = [f"self_attn.{name}_proj" for name in "qkv"] + ["self_attn.out_proj"]
     maps = dict.fromkeys(square, (width, width))
     maps |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
     norms = [f"{top}post_layernorm."]
-    for i in range(tower["num_hidden_layers"] - 1):
+    for i in range(layers):
         layer = f"{top}encoder.layers.{i}."
         norms += [f"{layer}layer_norm1.", f"{layer}layer_norm2."]
         for name, shape in maps.items():

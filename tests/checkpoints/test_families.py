@@ -42,7 +42,7 @@ def test_keys_and_shapes_are_those_of_the_model(full_size, name):
     ours = {key: our_key(family, key) for key in published}
     unused = [key for key, mapped in ours.items() if mapped is None]
     assert all(".post_layernorm." in key for key in unused)
-    assert len(unused) == (0 if name in ("llada", "dream", "rediff") else 2)
+    assert len(unused) == (2 if model.vision else 0)
     used = {key: mapped for key, mapped in ours.items() if mapped is not None}
     assert len(set(used.values())) == len(used)
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -54,7 +54,14 @@ def test_keys_and_shapes_are_those_of_the_model(full_size, name):
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("llada", 8.02), ("dream", 7.62), ("lavida-llada", 8.43), ("llada-v", 8.43)],
+    [
+        ("llada", 8.02),
+        ("dream", 7.62),
+        ("lavida-llada", 8.43),
+        ("llada-v", 8.43),
+        ("sdar", 8.19),
+        ("sdar-vl", 8.62),
+    ],
 )
 def test_parameters(full_size, name, billions):
     model = full_size(name)[2]

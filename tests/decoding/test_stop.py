@@ -19,7 +19,7 @@ def canvas(ids, masked, writable=None, prompt=(9, 9)):
 
 def stopped(canvas, end_id=END, rule="end_of_text"):
     ends = [] if end_id is None else [end_id]
-    STOPS.get(rule)(canvas, torch.tensor(ends, dtype=torch.long))
+    STOPS.get(rule)({})(canvas, torch.tensor(ends, dtype=torch.long))
     return canvas.ids[0, canvas.prompt_length :].tolist(), canvas.masked[0].sum().item()
 
 
@@ -66,5 +66,5 @@ def test_cut_leaves_the_masks_behind_the_end_as_they_are():
 
 def test_other_ids_end_a_text_too():
     row = canvas([5, 6, MASK], [0, 0, 1], [1] * 3)
-    STOPS.get("end_of_text")(row, torch.tensor([END, 6]))
+    STOPS.get("end_of_text")({})(row, torch.tensor([END, 6]))
     assert row.ids[0, 2:].tolist() == [5, 6, END]
