@@ -15,7 +15,7 @@ from mmdiff.errors import CheckpointError
 from mmdiff.registry import Registry
 
 Json = Mapping[str, Any]
-NAMES = ("own", "llada", "dream", "lavida", "llada_v", "rediff")
+NAMES = ("own", "llada", "dream", "lavida", "llada_v", "lumina", "mmada", "rediff")
 MODULES = tuple(f"mmdiff.checkpoints.{name}" for name in NAMES)
 
 

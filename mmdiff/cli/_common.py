@@ -95,7 +95,7 @@ def check_rules(settings: Decoding) -> None:
     """Raise SettingError for a rule that does not exist, before anything else is read."""
     from mmdiff.decoding.cache import CACHES
     from mmdiff.decoding.choose import ACCEPTS, ORDERS
-    from mmdiff.decoding.settings import check_name
+    from mmdiff.decoding.settings import check_name, parse_rule
     from mmdiff.decoding.stop import STOPS
     from mmdiff.diffusion.schedule import REVEAL_SCHEDULES
 
@@ -104,7 +104,7 @@ def check_rules(settings: Decoding) -> None:
     STOPS.get(settings.stop)
     check_name("schedule", settings.schedule, REVEAL_SCHEDULES)
     if settings.cache != "auto":
-        CACHES.get(settings.cache)
+        CACHES.get(parse_rule(settings.cache)[0])
 
 
 class Report:

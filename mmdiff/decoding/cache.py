@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
+from mmdiff.decoding.settings import Decoding, parse_rule, with_options
 from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 class Cache(Protocol):
     calls: int  # of the backbone per step
     start: int  # first column that a step feeds
+    options: ClassVar[dict[str, float]]  # with defaults; a cache that has any also takes `settings`
 
     def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
         """Runs encoders and, where kept, the prompt."""
@@ -29,7 +33,17 @@ class Cache(Protocol):
         """Keep only these rows."""
 
 
-CACHES: Registry[type[Cache]] = Registry("cache")
+CACHES: Registry[type[Cache]] = Registry("cache", modules=("mmdiff.decoding.max_logit",))
+
+
+def cache_maker(model: MMDiffModel, settings: Decoding) -> Callable[[MMDiffModel, Canvas], Cache]:
+    """The cache that the settings name, still to be given a model and a canvas."""
+    name, given = parse_rule(settings.cache)
+    if name == "auto":
+        name = "prefix" if model.config.prompt_cache_exact else "none"
+    kind = CACHES.get(name)
+    options = with_options(f"cache={name}", given, kind.options)
+    return partial(kind, settings=settings, **options) if options else kind
 
 
 @CACHES.register("none")
@@ -38,6 +52,7 @@ class NoCache:
 
     calls = 1
     start = 0
+    options: ClassVar[dict[str, float]] = {}
 
     def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
         self.model = model
@@ -62,6 +77,7 @@ class PrefixCache:
     """
 
     calls = 1
+    options: ClassVar[dict[str, float]] = {}
 
     def __init__(self, model: MMDiffModel, canvas: Canvas) -> None:
         self.model = model

@@ -35,6 +35,26 @@ def cut(canvas: Canvas, end_ids: Tensor) -> None:
     canvas.masked = canvas.masked & ~_behind(canvas, end_ids)
 
 
+@STOPS.register("block_end")
+def block_end(canvas: Canvas, end_ids: Tensor) -> None:
+    """A row whose last decided block ends with an id that ends a text is finished: the cells of
+    later blocks keep their mask ids."""
+    canvas.masked = canvas.masked & ~_ended_block(canvas, end_ids)
+
+
+@STOPS.register("batch_block_end")
+def batch_block_end(canvas: Canvas, end_ids: Tensor) -> None:
+    """As block_end, but only when every row of the batch ends there (MMaDA `mmu_generate_fast`)."""
+    canvas.masked = canvas.masked & ~_ended_block(canvas, end_ids).all()
+
+
+def _ended_block(canvas: Canvas, end_ids: Tensor) -> Tensor:
+    """(B, 1) bool: the last wholly decided answer block ends with one of these ids (n,)."""
+    done = canvas.open_block() - 1
+    last = (canvas.block == done).long().cumsum(1).argmax(1, keepdim=True)
+    return (done > 0) & torch.isin(canvas.ids.gather(1, last), end_ids)
+
+
 def _behind(canvas: Canvas, end_ids: Tensor) -> Tensor:
     """(B, L) bool: masked cells behind a decided one of these ids (n,)."""
     decided = canvas.writable & ~canvas.masked & torch.isin(canvas.ids, end_ids)
