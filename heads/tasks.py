@@ -19,6 +19,7 @@ from mmdiff.decoding.settings import limited, make_decoding, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads.base import HEADS
+from mmdiff.heads.paint import paint
 from mmdiff.heads.run import Generation, fill
 from mmdiff.images import load_image
 from mmdiff.raw_ids import canvas_from_ids, extend_canvas, left_padded
@@ -75,6 +76,22 @@ class Tasks:
         """Fill the [MASK:n] holes of a template, with or without pictures."""
         inputs = [(_listed(images), template)]
         return self.run("infill", inputs, allow_urls=allow_urls, **decoding)[0]
+
+    def paint(
+        self: Any,
+        text: Any,
+        codec: Any,
+        size: tuple[int, int] | None = None,
+        **decoding: Any,
+    ) -> Any:
+        """Paint a text, or each of a list in one batch: a `GeneratedImage` with `.image`, `.codes`.
+
+        `codec` (`mmdiff.encoders.codes.load_codec`, or the folder with its weights) makes pixels of
+        the codes; `size` (height, width) in pixels defaults to the family's own. Raises InputError
+        for a model without image codes or a size that its codes do not divide.
+        """
+        made = paint(self, _listed(text), codec, size, **decoding)
+        return made if isinstance(text, (list, tuple)) else made[0]
 
     def run(
         self: Any,

@@ -19,6 +19,7 @@ class Amused:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, H, W) in [-1, 1] -> codes (n, h, w)."""
+        pixels = pixels.to(self.net.device, self.net.dtype)
         latents = self.net.encode((pixels + 1) / 2).latents
         codes: Tensor = self.net.quantize(latents)[2][2]
         n, _, h, w = latents.shape
@@ -27,6 +28,7 @@ class Amused:
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (n, h, w) -> pixels (n, 3, H, W)."""
         shape = (*codes.shape, self.net.config.latent_channels)
+        codes = codes.to(self.net.device)
         pixels: Tensor = self.net.decode(codes, force_not_quantize=True, shape=shape).sample
         return pixels * 2 - 1
 

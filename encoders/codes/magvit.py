@@ -138,12 +138,12 @@ class Magvit(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (n, 3, H, W) in [-1, 1] -> codes (n, h, w)."""
-        return to_codes(self.encoder(pixels))
+        return to_codes(self.encoder(pixels.to(self.encoder.conv_in.weight)))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (n, h, w) -> pixels (n, 3, H, W)."""
-        z = to_latents(codes, self.bits)
-        pixels: Tensor = self.decoder(z.to(self.decoder.conv_in.weight.dtype))
+        z = to_latents(codes, self.bits).to(self.decoder.conv_in.weight)
+        pixels: Tensor = self.decoder(z)
         return pixels
 
 

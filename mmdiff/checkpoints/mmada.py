@@ -7,11 +7,19 @@ of LLaDA's vocabulary, which its tokenizer has no names for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmdiff.checkpoints import llada
-from mmdiff.checkpoints.base import FAMILIES, Family, Json, need
+from mmdiff.checkpoints.base import (
+    FAMILIES,
+    Family,
+    Json,
+    PictureRow,
+    Pictures,
+    named_ids,
+    need,
+)
 from mmdiff.checkpoints.llada import KEYS, PROMPT, ROWS, TEMPLATE
 from mmdiff.errors import CheckpointError
 
@@ -31,6 +39,10 @@ class Ids:
     r2i: int = 126094  # reasoning, then image
     pad: int = 126093
     end_header: int = 126347
+
+
+NAMES = {name: f"<|{name}|>" for name in ("soi", "eoi", "t2i", "mmu", "r2i")}
+NAMES |= {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "end_header": "<|end_header_id|>"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,14 @@ def prompt_mask(text: list[int], ids: Ids, otherwise: int) -> list[int]:
     return [1] * size + [0] * (len(text) - size)
 
 
+def picture_row(processor: Any, text: str, grid: tuple[int, int]) -> PictureRow:
+    """<t2i> bos text eos <soi>, the cells, <eoi>; without the text where guidance looks away."""
+    ids = Ids(**named_ids(processor.tokenizer, NAMES, asdict(Ids())))
+    words = [ids.t2i, *closed(processor.encode(text), ids), ids.soi]
+    empty = [ids.t2i, *closed([], ids), ids.soi]
+    return PictureRow(words, empty, [processor.mask_id] * (grid[0] * grid[1]), [ids.eoi])
+
+
 def config(published: Json) -> dict[str, Any]:
     made = llada.text(published)
     words, count = need(published, "llm_vocab_size", "codebook_size")
@@ -113,6 +133,19 @@ def config(published: Json) -> dict[str, Any]:
     return made | {"codes": [first, count], "vocab_used": first + count}
 
 
+PICTURES = Pictures(
+    row=picture_row,
+    codec="magvit",
+    size=(512, 512),
+    decoding={
+        "steps": 15,
+        "accept": "maskgit",
+        "schedule": "cosine",
+        "temperature": 1.0,
+        "order_temperature": 1.0,
+        "cfg_scale": 3.5,
+    },
+)
 FAMILIES.register("mmada")(
     Family(
         title="MMaDA",
@@ -120,6 +153,7 @@ FAMILIES.register("mmada")(
         config=config,
         keys=KEYS,
         **PROMPT | {"template": TEMPLATE.replace("\n\n", "\n")},
+        pictures=PICTURES,
         hub={"Gen-Verse/MMaDA-8B-Base": "MIT", "Gen-Verse/MMaDA-8B-MixCoT": "MIT"},
     )
 )

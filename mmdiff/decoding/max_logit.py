@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
 
+ROUNDING = 1e-5  # relative
+
+
 class ScatterCache(KeyValueCache):
     """Keys and values of every column, of which a step writes the given ones, (B, Q)."""
 
@@ -62,7 +65,8 @@ class MaxLogitCache:
         self.codes = slice(first, first + count)
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
         self.store = ScatterCache(canvas.ids.shape[1])
-        self.hidden = self.best = self.prompt.new_zeros(0)
+        self.hidden = self.prompt.new_zeros(*canvas.shape, self.prompt.shape[2])
+        self.best = self.prompt.new_zeros(canvas.shape)
         self.step = 0
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
@@ -71,12 +75,8 @@ class MaxLogitCache:
         answer = self.model.get_input_embeddings()(canvas.ids[:, canvas.prompt_length :])
         embeds = pick(torch.cat([self.prompt, answer], dim=1), columns)
         hidden = self.compute(canvas, embeds, columns)
-        best = self.model.head(hidden, self.codes).amax(-1)
-        if columns.shape == canvas.shape:
-            self.hidden, self.best = hidden, best
-        else:
-            self.hidden.scatter_(1, columns[..., None].expand_as(hidden), hidden)
-            self.best.scatter_(1, columns, best)
+        self.hidden.scatter_(1, columns[..., None].expand_as(hidden), hidden)
+        self.best.scatter_(1, columns, self.model.head(hidden, self.codes).amax(-1))
         return self.model.head(self.model.pick(self.hidden, need))
 
     def columns(self, canvas: Canvas) -> Tensor:
@@ -86,7 +86,9 @@ class MaxLogitCache:
         if after <= 0 or after % self.refresh == 0:
             return torch.arange(canvas.shape[1], device=canvas.device).expand(canvas.shape)
         best = torch.where(canvas.valid, self.best.float(), torch.nan)
-        unsure = best <= best.nanquantile(1 - self.ratio, dim=1, keepdim=True)
+        border = best.nanquantile(1 - self.ratio, dim=1, keepdim=True)
+        # Cells that tie but for rounding, as in a row of masks, are all computed.
+        unsure = best <= border + ROUNDING * border.abs()
         order = unsure.long().argsort(dim=1, descending=True, stable=True)
         count = unsure.sum(1, keepdim=True)
         order = order[:, : int(count.max())]
@@ -103,9 +105,7 @@ class MaxLogitCache:
         return run_decoder(self.model.backbone, embeds, position, mask, self.store)
 
     def select(self, rows: Tensor) -> None:
-        self.prompt, self.hidden, self.best = (
-            kept[rows] if len(kept) else kept for kept in (self.prompt, self.hidden, self.best)
-        )
+        self.prompt, self.hidden, self.best = self.prompt[rows], self.hidden[rows], self.best[rows]
         self.store.select(rows)
 
 

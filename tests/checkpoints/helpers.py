@@ -53,6 +53,8 @@ def tiny(name: str) -> dict[str, Any]:
     """The published config.json of a family with tiny sizes."""
     config = dict(PUBLISHED[name])
     config |= TINY_LLADA if "d_model" in config else TINY_QWEN
+    if "codebook_size" in config:
+        config |= {"llm_vocab_size": 40, "codebook_size": 16, "new_vocab_size": 64}
     if "mm_vision_tower" in config:
         config["vision_config"] = TINY_TOWER
     if name.startswith("lavida"):

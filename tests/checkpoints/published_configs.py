@@ -112,6 +112,22 @@ LLADA_V = PICTURES | {
 }
 REDIFF = {k: v for k, v in LLADA_V.items() if not k.startswith(("mm_", "image_"))}
 REDIFF |= {"model_type": "llada", "architectures": ["LLaDAModelLM"]}
+MMADA = LLADA_8B | {
+    "model_type": "mmada",
+    "architectures": ["MMadaModelLM"],
+    "codebook_size": 8192,
+    "embedding_size": 134656,
+    "llm_vocab_size": 126464,
+    "new_vocab_size": 134656,
+    "num_new_special_tokens": 0,
+    "num_vq_tokens": 256,
+    "vocab_size": 134656,
+}
+LUMINA = LLADA_8B | {  # rows as MMaDA's: what the published file says is not known here
+    "architectures": ["LLaDAForMultiModalGeneration"],
+    "embedding_size": 134656,
+    "vocab_size": 134656,
+}
 PUBLISHED = {
     "llada": LLADA_8B,
     "dream": DREAM_7B,
@@ -119,4 +135,6 @@ PUBLISHED = {
     "lavida-dream": LAVIDA_DREAM,
     "llada-v": LLADA_V,
     "rediff": REDIFF,
+    "mmada": MMADA,
+    "lumina": LUMINA,
 }

@@ -42,7 +42,7 @@ def test_keys_and_shapes_are_those_of_the_model(full_size, name):
     ours = {key: our_key(family, key) for key in published}
     unused = [key for key, mapped in ours.items() if mapped is None]
     assert all(".post_layernorm." in key for key in unused)
-    assert len(unused) == (0 if name in ("llada", "dream", "rediff") else 2)
+    assert len(unused) == (2 if "mm_vision_tower" in PUBLISHED[name] else 0)
     used = {key: mapped for key, mapped in ours.items() if mapped is not None}
     assert len(set(used.values())) == len(used)
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -74,6 +74,8 @@ def test_parameters(full_size, name, billions):
         ("lavida-llada", 126336, 126349, 5e5),
         ("lavida-dream", 151666, 151667, 1e6),
         ("llada-v", 126336, 126349, 5e5),
+        ("mmada", 126336, 126349 + 8192, 5e5),
+        ("lumina", 126336, 126356 + 8192, 5e5),
     ],
 )
 def test_facts_that_no_shape_shows(full_size, name, mask, used, theta):
@@ -93,6 +95,7 @@ def test_facts_that_no_shape_shows(full_size, name, mask, used, theta):
     [
         ("llada", {"block_type": "sequential"}, "block_type='sequential' is not supported"),
         ("llada", {"d_model": "wide"}, "describes no model"),
+        ("mmada", {"codebook_size": 9000}, "9000 image codes from id 126349 do not fit"),
         ("dream", {"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
         ("llada-v", {"mm_vision_tower": "clip-vit"}, "'clip-vit' is not one of"),
         ("lavida-llada", {"vision_config": 5}, "cannot be used"),
