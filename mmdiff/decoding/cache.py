@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.settings import with_options
+from mmdiff.decoding.settings import Decoding, parse_rule, with_options
 from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
 
-NO_OPTIONS: Mapping[str, Any] = {}
+PLAIN = Decoding()
 
 
 class Cache(Protocol):
     calls: int  # of the backbone per step, for one row
     total: int  # of the backbone so far; rows may need calls of their own
     start: int  # first column that a step feeds
+    options: ClassVar[dict[str, float]]  # with defaults; arguments of the class
 
     def __init__(
-        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
+        self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN, **options: float
     ) -> None:
         """Runs encoders and, where kept, the prompt."""
 
@@ -37,7 +39,21 @@ class Cache(Protocol):
         """Keep only these rows."""
 
 
-CACHES: Registry[type[Cache]] = Registry("cache", modules=("mmdiff.decoding.windows",))
+CACHES: Registry[type[Cache]] = Registry(
+    "cache", modules=("mmdiff.decoding.windows", "mmdiff.decoding.max_logit")
+)
+
+
+def cache_maker(model: MMDiffModel, settings: Decoding) -> Callable[[MMDiffModel, Canvas], Cache]:
+    """The cache that the settings name, still to be given a model and a canvas."""
+    name, given = parse_rule(settings.cache)
+    if name == "auto" and model.config.attention_layout == "block":
+        name = "block"
+    elif name == "auto":
+        name = "prefix" if model.config.prompt_cache_exact else "none"
+    kind = CACHES.get(name)
+    options = with_options(f"cache={name}", given, kind.options)
+    return partial(kind, settings=settings, **options)
 
 
 @CACHES.register("none")
@@ -47,11 +63,9 @@ class NoCache:
     calls = 1
     total = 0
     start = 0
+    options: ClassVar[dict[str, float]] = {}
 
-    def __init__(
-        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
-    ) -> None:
-        with_options("cache=none", options, {})
+    def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
 
@@ -76,11 +90,9 @@ class PrefixCache:
 
     calls = 1
     total = 0
+    options: ClassVar[dict[str, float]] = {}
 
-    def __init__(
-        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
-    ) -> None:
-        with_options("cache=prefix", options, {})
+    def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
         self.start = canvas.prompt_length
         self.store = KeyValueCache(canvas.ids.shape[1])

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES, Cache
-from mmdiff.decoding.choose import ACCEPTS, ORDERS
+from mmdiff.decoding.cache import Cache, cache_maker
+from mmdiff.decoding.choose import ACCEPTS, ORDERS, Accept, Order
 from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.guide import Guided
 from mmdiff.decoding.propose import propose
-from mmdiff.decoding.remask import REMASKS
+from mmdiff.decoding.remask import REMASKS, Remask
 from mmdiff.decoding.settings import Decoding, cooled, parse_rule, with_seed
-from mmdiff.decoding.stop import STOPS, Seen
+from mmdiff.decoding.stop import STOPS, Seen, Stop
 from mmdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -61,96 +61,132 @@ def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) 
     canvas.block = torch.where(answer, offset // block_length + 1, 0)
 
 
+@dataclass
+class Rules:
+    """What the settings name, made for one canvas."""
+
+    cache: Cache
+    order: Order
+    accept: Accept
+    remask: Remask
+    stop: Stop
+    draws: type[Draws]
+    end_ids: Tensor  # end a text
+    forbidden: Tensor  # no cell may take
+    late: Tensor  # accepted where nothing else is left
+
+    @classmethod
+    def of(
+        cls,
+        model: MMDiffModel,
+        canvas: Canvas,
+        settings: Decoding,
+        end_id: int | None,
+        free: Canvas | None,
+    ) -> Rules:
+        draws = DRAWS.get(settings.compat) if settings.compat else Draws
+        set_blocks(canvas, settings.block_length, aligned=model.config.block_size is not None)
+        draws.prepare(canvas, settings)
+        make_cache = cache_maker(model, settings)
+        remask, remask_options = parse_rule(settings.remask)
+        stop, stop_options = parse_rule(settings.stop)
+        order, make_accept = ORDERS.get(settings.order), ACCEPTS.get(settings.accept)
+        cache: Cache
+        if settings.cfg_scale:
+            free = free or draws.free(canvas, model.config.mask_token_id)
+            cache = Guided(make_cache, model, canvas, settings.cfg_scale, free)
+        else:
+            cache = make_cache(model, canvas)
+        draws.begin(model, canvas, cache)
+        # Published code may write any id.
+        reserved = model.forbidden(settings.codes, anything=settings.compat is not None)
+        ids = partial(torch.tensor, dtype=torch.long, device=canvas.device)
+        return cls(
+            cache=cache,
+            order=order,
+            accept=make_accept(settings, canvas),
+            remask=REMASKS.get(remask)(settings, remask_options),
+            stop=STOPS.get(stop)(stop_options),
+            draws=draws,
+            end_ids=ids((() if end_id is None else (end_id,)) + settings.stop_ids),
+            forbidden=torch.cat([ids(settings.forbid), reserved]),
+            late=ids(settings.late),
+        )
+
+
 @torch.inference_mode()
-def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int | None) -> Filled:
-    """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one."""
-    make_accept = ACCEPTS.get(settings.accept)
-    cache_rule, cache_options = parse_rule(cache_name(model, settings))
-    make_cache = partial(CACHES.get(cache_rule), options=cache_options)
+def decode(
+    model: MMDiffModel,
+    canvas: Canvas,
+    settings: Decoding,
+    end_id: int | None,
+    free: Canvas | None = None,
+) -> Filled:
+    """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one.
+    `free` is what guidance compares with (Guided)."""
     if model.config.block_size is not None and settings.block_length is None:
         settings = replace(settings, block_length=model.config.block_size)
-    order = ORDERS.get(settings.order)
-    set_blocks(canvas, settings.block_length, aligned=model.config.block_size is not None)
-    if settings.compat == "llada" and not bool(canvas.valid.all()):
-        canvas.layout = "causal"  # what the published network does with any padding mask
     seed = torch.tensor(with_seed(settings, canvas.shape[0]), device=canvas.device)
-    cache: Cache
-    if settings.cfg_scale:
-        cache = Guided(make_cache, model, canvas, settings.cfg_scale)
-    else:
-        cache = make_cache(model, canvas)
-    make_draws = DRAWS.get(settings.compat) if settings.compat else Draws
-    make_draws.begin(model, canvas, cache)
-    accept_rule = make_accept(settings, canvas)
-    remask_name, remask_options = parse_rule(settings.remask)
-    remask = REMASKS.get(remask_name)(settings, remask_options)
-    stop_name, stop_options = parse_rule(settings.stop)
-    stop = STOPS.get(stop_name)(stop_options)
-    ends = (() if end_id is None else (end_id,)) + settings.stop_ids
-    end_ids = torch.tensor(ends, dtype=torch.long, device=canvas.device)
-    forbidden = torch.tensor(settings.forbid, dtype=torch.long, device=canvas.device)
-    if settings.compat is None:  # published code may write any id
-        forbidden = torch.cat([forbidden, model.forbidden()])
-    late = torch.tensor(settings.late, dtype=torch.long, device=canvas.device)
+    rules = Rules.of(model, canvas, settings, end_id, free)
+    cache = rules.cache
     filled = Filled(canvas, torch.zeros_like(seed), 0)
     step = torch.zeros_like(seed[:1])
     rows = torch.arange(canvas.shape[0], device=canvas.device)
     live = canvas.select(rows)
+    tokens = live.ids
 
     while True:
         keep = live.masked.any(1)
         if settings.compat and settings.steps:  # and takes no more steps than these
             keep &= step < settings.steps
         if not bool(keep.all()):
+            rules.draws.end(live, tokens, ~keep)
             _store(filled.canvas, live, rows)
             index = keep.nonzero()[:, 0]
-            rows, live = rows[index], live.select(index)
+            rows, live, tokens = rows[index], live.select(index), tokens[index]
             cache.select(index)
         if len(rows) == 0:
+            filled.calls = cache.total
             return filled
-        is_open, wanted = open_cells(live), remask.wants(live, rows)
-        need = make_draws.need(live, is_open | wanted)
+        is_open, wanted = open_cells(live), rules.remask.wants(live, rows)
+        need = rules.draws.need(live, is_open | wanted)
         logits = cache.score(live, need).float()
-        logits[:, forbidden] = float("-inf")
-        row, cell = need.nonzero(as_tuple=True)
-        offset = cell - live.prompt_length  # the same for any padding
-        fed = (len(rows), live.shape[1] - cache.start)
-        place = row * fed[1] + cell - cache.start
-        draws = make_draws(seed[rows][row], step.expand_as(row), offset, fed, place)
+        logits[:, rules.forbidden] = float("-inf")
+        draws = _draws(rules, live, need, seed[rows], step)
         proposal = propose(logits, draws, cooled(settings, step))
         if bool(proposal.log_odds.isnan().any()):
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
-        ranked = order(proposal, draws)
-        ranked = ranked - LATER * torch.isin(proposal.tokens, late)
+        ranked = rules.order(proposal, draws) - LATER * torch.isin(proposal.tokens, rules.late)
         score = _spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
         probability = _spread(proposal.probability, need, 0.0)
-        accept = accept_rule(score, probability, live, rows, draws)
+        accept = rules.accept(score, probability, live, rows, draws)
         tokens = _spread(proposal.tokens, need, 0)
         live.write(tokens, accept)
-        remask.revise(live, wanted, tokens, probability)
+        rules.remask.revise(live, wanted, tokens, probability)
         if settings.compat:  # published code finds masked cells by their id
             live.masked |= live.writable & (live.ids == model.config.mask_token_id)
-        stop(live, end_ids, Seen(rows, need, proposal))
+        rules.stop(live, rules.end_ids, Seen(rows, need, proposal))
         step += 1
         filled.nfe[rows] += cache.calls
-        filled.calls = cache.total
         if settings.trace:
             filled.trace.append(
                 Step(rows, live.ids.clone(), live.masked.clone(), accept, probability)
             )
 
 
+def _draws(rules: Rules, live: Canvas, need: Tensor, seed: Tensor, step: Tensor) -> Draws:
+    """The random numbers of one step for the needed cells; `seed` (b,) of the rows still open."""
+    row, cell = need.nonzero(as_tuple=True)
+    offset = cell - live.prompt_length  # the same for any padding
+    columns = live.shape[1] - rules.cache.start
+    place = row * columns + cell - rules.cache.start
+    shape = (len(live.ids), columns)
+    return rules.draws(seed[row], step.expand_as(row), offset, shape, place)
+
+
 def open_cells(canvas: Canvas) -> Tensor:
     """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
     return canvas.masked & (canvas.block == canvas.open_block())
-
-
-def cache_name(model: MMDiffModel, settings: Decoding) -> str:
-    if settings.cache == "auto" and model.config.attention_layout == "block":
-        return "block"
-    if settings.cache == "auto":
-        return "prefix" if model.config.prompt_cache_exact else "none"
-    return settings.cache
 
 
 def _spread(values: Tensor, where: Tensor, empty: float) -> Tensor:

@@ -18,7 +18,13 @@ from mmdiff.errors import SettingError
 @DRAWS.register("llada")
 class LLaDA(Draws):
     """LLaDA, LaViDa and LLaDA-V `generate`: float64 uniforms over all that was fed, (B, S, V);
-    the token is argmax exp(l) / (-ln u)^temperature. Random order: float32 (B, S)."""
+    the token is argmax exp(l) / (-ln u)^temperature. Random order: float32 (B, S). Any padding mask
+    makes the network causal."""
+
+    @staticmethod
+    def prepare(canvas: Canvas, settings: Decoding) -> None:
+        if not bool(canvas.valid.all()):
+            canvas.layout = "causal"
 
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         if settings.temperature == 0:

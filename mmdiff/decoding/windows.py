@@ -6,16 +6,16 @@ its keys were stored. Windows differ from row to row, so rows stay independent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES, NO_OPTIONS
-from mmdiff.decoding.settings import with_options
+from mmdiff.decoding.cache import CACHES, PLAIN
+from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
@@ -32,14 +32,10 @@ class Windows:
     calls = 1
     total = 0
     start = 0
-    name = ""
-    known: Mapping[str, float] = {}
+    options: ClassVar[dict[str, float]] = {}
 
-    def __init__(
-        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
-    ) -> None:
+    def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
-        self.options = with_options(f"cache={self.name}", options, self.known)
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
         self.store = KeyValueCache(canvas.ids.shape[1])
         self.block = torch.full_like(canvas.ids[:, 0], -1)
@@ -65,28 +61,32 @@ class Windows:
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
         fed = self.fed(canvas, need)
-        counts = fed.sum(1)
         place = fed.long().cumsum(1) - 1
-        hidden = self.prompt.new_zeros(len(counts), int(counts.max()), self.prompt.shape[2])
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
-            columns = fed[rows].nonzero()[:, 1].view(len(rows), count)
-            self.total += 1
-            hidden[rows, :count] = self._hidden(canvas, rows, columns)
+        hidden = self.prompt.new_zeros(len(fed), int(fed.sum(1).max()), self.prompt.shape[2])
+        for rows, columns, made in self.compute(canvas, fed):
+            hidden[rows, : columns.shape[1]] = made
         row, cell = need.nonzero(as_tuple=True)
         if self.model.config.shift:
             cell = (cell - 1).clamp(min=0)
         return self.model.head(hidden[row, place[row, cell]])
 
+    def compute(self, canvas: Canvas, fed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows (r,) that feed equally many cells (b, L) bool, these columns (r, Q), and their new
+        hidden states (r, Q, D)."""
+        counts = fed.sum(1)
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()[:, 0]
+            columns = fed[rows].nonzero()[:, 1].view(len(rows), count)
+            self.total += 1
+            yield rows, columns, self._hidden(canvas, rows, columns)
+
     def _hidden(self, canvas: Canvas, rows: Tensor, columns: Tensor) -> Tensor:
-        """(r, Q, D) of the columns (r, Q) of these rows (r,)."""
         embeds = self.model.get_input_embeddings()(canvas.ids[rows[:, None], columns])
         last = self.prompt.shape[1]
         if bool((columns < last).any()):
             prompt = self.prompt[rows[:, None], columns.clamp(max=last - 1)]
             embeds = torch.where((columns < last)[..., None], prompt, embeds)
-        total = canvas.ids.shape[0]
-        store = self.store.at(rows, columns, total)
+        store = self.store.at(rows, columns, canvas.ids.shape[0])
         return self.model.hidden(canvas.select(rows), embeds, cache=store, columns=columns)
 
     def select(self, rows: Tensor) -> None:
@@ -100,8 +100,6 @@ class Suffix(Windows):
     """The open block and all behind it are recomputed, what lies before it is kept (Fast-dLLM's
     prefix cache, arXiv:2505.22618, v1/llada/generate.py)."""
 
-    name = "suffix"
-
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
         return canvas.block >= block
 
@@ -109,8 +107,6 @@ class Suffix(Windows):
 @CACHES.register("dual")
 class Dual(Windows):
     """Only the open block is recomputed; both sides of it are kept (Fast-dLLM's dual cache)."""
-
-    name = "dual"
 
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
         return canvas.block == block
@@ -121,11 +117,18 @@ class Delayed(Windows):
     """Masked cells and those decided in the step before are recomputed; all is every `reload` steps
     and in the second step of a block (dKV-Cache-Decode, arXiv:2505.15781)."""
 
-    name = "delayed"
-    known: Mapping[str, float] = {"reload": 8}
+    options: ClassVar[dict[str, float]] = {"reload": 8}
+
+    def __init__(
+        self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN, reload: float = 8
+    ) -> None:
+        if reload < 1 or reload != int(reload):
+            raise SettingError(f"cache=delayed: reload={reload} must be a whole number above 0")
+        super().__init__(model, canvas)
+        self.reload = int(reload)
 
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
-        again = (self.taken == 1) | (self.taken % self.options["reload"] == 0)
+        again = (self.taken == 1) | (self.taken % self.reload == 0)
         return self.before | again[:, None]
 
 
@@ -139,18 +142,14 @@ class Blocks(Windows):
     block belongs to the first open one.
     """
 
-    name = "block"
-
-    def __init__(
-        self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
-    ) -> None:
+    def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         layout = canvas.layout or model.config.attention_layout
         if layout != "block":
             raise SettingError(
                 f"cache=block needs a checkpoint with block-causal attention, this one's is "
                 f"{layout}; use cache=prefix or cache=none"
             )
-        super().__init__(model, canvas, options)
+        super().__init__(model, canvas)
         model.hidden(canvas, self.prompt, 0, canvas.prompt_length, self.store)
         self.block = torch.zeros_like(self.block)  # the last stored one
 

@@ -67,6 +67,9 @@ class TableModel:
     def head(self, hidden: Tensor) -> Tensor:
         return hidden
 
+    def forbidden(self, codes: Any, anything: bool) -> Tensor:
+        return torch.zeros(0, dtype=torch.long)
+
     pick = MMDiffModel.pick
 
 
