@@ -19,6 +19,7 @@ from mmdiff.decoding.settings import limited, make_decoding, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads.base import HEADS
+from mmdiff.heads.paint import paint
 from mmdiff.heads.run import Generation, fill
 from mmdiff.images import load_image
 from mmdiff.raw_ids import canvas_from_ids, extend_canvas, left_padded
@@ -28,12 +29,14 @@ BATCH = 32  # rows decoded together; larger lists are cut into batches of this s
 
 @dataclass
 class GenerateOutput(ModelOutput):
-    """`sequences` (B, P + N); `nfe`, `tokens_per_forward` (B,); `calls`: backbone calls in all."""
+    """`sequences` (B, P + N); `nfe`, `tokens_per_forward` (B,); `calls`: backbone calls in all;
+    `trace`: every Step, where asked for."""
 
     sequences: Tensor | None = None
     nfe: Tensor | None = None
     calls: int | None = None
     tokens_per_forward: Tensor | None = None
+    trace: Any = None
 
 
 class Tasks:
@@ -73,6 +76,22 @@ class Tasks:
         """Fill the [MASK:n] holes of a template, with or without pictures."""
         inputs = [(_listed(images), template)]
         return self.run("infill", inputs, allow_urls=allow_urls, **decoding)[0]
+
+    def paint(
+        self: Any,
+        text: Any,
+        codec: Any,
+        size: tuple[int, int] | None = None,
+        **decoding: Any,
+    ) -> Any:
+        """Paint a text, or each of a list in one batch: a `GeneratedImage` with `.image`, `.codes`.
+
+        `codec` (`mmdiff.encoders.codes.load_codec`, or the folder with its weights) makes pixels of
+        the codes; `size` (height, width) in pixels defaults to the family's own. Raises InputError
+        for a model without image codes or a size that its codes do not divide.
+        """
+        made = paint(self, _listed(text), codec, size, **decoding)
+        return made if isinstance(text, (list, tuple)) else made[0]
 
     def run(
         self: Any,
@@ -118,6 +137,8 @@ class Tasks:
         image_sizes: Any = None,
         suffix_ids: Sequence[int] = (),
         draft_fixed: bool = True,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         **decoding: Any,
     ) -> GenerateOutput:
         """Append `max_new_tokens` cells to raw ids (B, P) and fill them; needs no tokenizer.
@@ -127,6 +148,8 @@ class Tasks:
         `draft_tokens` (B, N) gives the answer region instead: cells holding the mask id are filled,
         all others stay, or may be revised with `draft_fixed=False`. `suffix_ids` stand fixed
         behind the answer. `pixel_values` and `image_sizes` as in `mmdiff.raw_ids.read_pictures`.
+        `negative_prompt_ids` (B, P'), with a mask where padded, are the prompt that guidance
+        compares with (`cfg_scale` above 0); without them that is the prompt's cells as mask ids.
         """
         settings = make_decoding(self.config.decoding, decoding)
         end_id = self.config.eos_token_id
@@ -145,7 +168,11 @@ class Tasks:
         canvas = extend_canvas(left_padded(prompt), draft_tokens, self.config.mask_token_id)
         if not draft_fixed:
             canvas.writable[:, length : length + settings.max_new_tokens] = True
-        filled = decode(self, canvas, settings, end_id)
+        free = None
+        if negative_prompt_ids is not None:
+            negative = canvas_from_ids(self, negative_prompt_ids, negative_prompt_attention_mask)
+            free = extend_canvas(left_padded(negative), draft_tokens, self.config.mask_token_id)
+        filled = decode(self, canvas, settings, end_id, free)
         answer = filled.canvas.ids[:, length:]
         ends = () if end_id is None else (end_id,)
         lengths = answer_length(answer, (*ends, *settings.stop_ids))
@@ -154,6 +181,7 @@ class Tasks:
             nfe=filled.nfe,
             calls=filled.calls,
             tokens_per_forward=lengths / filled.nfe.clamp(min=1),
+            trace=filled.trace or None,
         )
 
 

@@ -19,6 +19,7 @@ from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
 from mmdiff.encoders.vision import build_vision
 from mmdiff.encoders.vision.tiles import Tiling, count, merge
+from mmdiff.errors import SettingError
 from mmdiff.heads.tasks import Tasks
 from mmdiff.processing import Processor
 from mmdiff.raw_ids import canvas_from_ids
@@ -31,13 +32,13 @@ class MMDiffConfig(PreTrainedConfig):
     vision encoder's `spec()`), `projector` the projector's kind and options, `tiling` how pictures
     are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one). `image_token_id` is
     negative where the vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no
-    token uses: they can never be generated. `block_size` is for the block layout: blocks of so many
-    cells from a row's first cell on, so that the prompt is block-causal too (None: the prompt is
-    one block). `picture_apart`: trained on packed rows, where picture
-    cells never see the question behind them. `decoding` holds the default decoding settings the
-    checkpoint was meant for. A published checkpoint of another project carries the name of its
-    `family` and its `published` config.json, and one of the hub the commit it was loaded from as
-    `revision`.
+    token uses: they can never be generated. `codes` (first id, how many) are the ids that stand for
+    a picture's codes. `block_size` is for the block layout: blocks of so many cells from a row's
+    first cell on, so that the prompt is block-causal too (None: the prompt is one block).
+    `picture_apart`: trained on packed rows, where picture cells never see the question behind them.
+    `decoding` holds the default decoding settings the checkpoint was meant for. A published
+    checkpoint of another project carries the name of its `family` and its `published` config.json,
+    and one of the hub the commit it was loaded from as `revision`.
     """
 
     model_type = "mmdiff"
@@ -55,6 +56,7 @@ class MMDiffConfig(PreTrainedConfig):
         mask_token_id: int = 0,
         image_token_id: int | None = None,
         vocab_used: int | None = None,
+        codes: list[int] | None = None,
         forbidden_ids: list[int] | None = None,
         decoding: dict[str, Any] | None = None,
         family: str | None = None,
@@ -73,6 +75,7 @@ class MMDiffConfig(PreTrainedConfig):
         self.mask_token_id = mask_token_id
         self.image_token_id = image_token_id
         self.vocab_used = vocab_used
+        self.codes = codes
         self.forbidden_ids = forbidden_ids or []
         self.decoding = decoding or {}
         self.family = family
@@ -213,22 +216,32 @@ class MMDiffModel(Tasks, PreTrainedModel):
             cache.window(start, stop)
         return run_decoder(self.backbone, embeds, position, mask, cache)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
-        if self.config.tie_word_embeddings:
-            return F.linear(hidden, self.get_input_embeddings().weight)
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+    def head(self, hidden: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), or those of some rows of the vocabulary."""
+        if not self.config.tie_word_embeddings and rows == slice(None):
+            logits: Tensor = self.lm_head(hidden)
+            return logits
+        table = self.get_input_embeddings() if self.config.tie_word_embeddings else self.lm_head
+        return F.linear(hidden, table.weight[rows])
 
-    def forbidden(self) -> Tensor:
-        """(n,) ids that no cell may take: mask, image placeholder, unused vocabulary rows."""
+    def forbidden(self, codes: tuple[int, int] | None = None, anything: bool = False) -> Tensor:
+        """(n,) ids that no cell may take: those of another lane, that is image codes in text and
+        everything but `codes` (first id, how many) in a picture; mask, image placeholder, unused
+        vocabulary rows. With `anything`, cells may take any id but a picture's `codes` alone."""
         config = self.config
-        ids = {config.mask_token_id, *config.forbidden_ids}
-        if config.image_token_id is not None:
-            ids.add(config.image_token_id)
-        rows = self.backbone.config.vocab_size
-        ids.update(range(config.vocab_used or rows, rows))
-        return torch.tensor(sorted(i for i in ids if 0 <= i < rows), device=self.device)
+        taken = torch.ones(self.rows, dtype=torch.bool)
+        if not anything:
+            taken[config.vocab_used or self.rows :] = False
+            reserved = [config.mask_token_id, config.image_token_id, *config.forbidden_ids]
+            taken[[i for i in reserved if i is not None and 0 <= i < self.rows]] = False
+        if codes is not None:
+            first, end = codes[0], sum(codes)
+            if not 0 <= first < end <= self.rows:
+                raise SettingError(f"codes={codes}: not inside the {self.rows} ids of this model")
+            taken[:first] = taken[end:] = False
+        elif config.codes and not anything:
+            taken[config.codes[0] : sum(config.codes)] = False
+        return (~taken).nonzero()[:, 0].to(self.device)
 
     def score(self, canvas: Canvas, need: Tensor, embeds: Tensor | None = None) -> Tensor:
         """(K, V) logits of the needed cells (B, L) bool, row-major; no cache. `embeds` is what

@@ -13,22 +13,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import block, pictures, samplers, text
+from tests.walk import block, codes, pictures, samplers, text
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
-    "llada": text.llada,
+    "llada": lambda entry: (codes.lumina if "grid" in entry.facts else text.llada)(entry),
     "dream": text.dream,
     "lavida_llada": partial(pictures.lavida, settings=pictures.lavida_llada_settings),
     "lavida_dream": partial(pictures.lavida, settings=pictures.lavida_dream_settings),
     "llada_v": pictures.llada_v,
     "llada_v_text": text.rediff,
+    "mmada": codes.mmada,
 }
 # Entries that are no checkpoint, by the last part of their id.
 PARTS = {"blockdiff": block.blockdiff, "samplers": samplers.samplers}
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
-OTHERS = ("dimple", "mmada", "lumina", "medim")
+OTHERS = ("dimple", "medim")
 NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
     "training/",

@@ -15,8 +15,31 @@ from mmdiff.errors import CheckpointError
 from mmdiff.registry import Registry
 
 Json = Mapping[str, Any]
-NAMES = ("own", "llada", "dream", "lavida", "llada_v", "rediff", "sdar")
+NAMES = ("own", "llada", "dream", "lavida", "llada_v", "lumina", "mmada", "rediff", "sdar")
 MODULES = tuple(f"mmdiff.checkpoints.{name}" for name in NAMES)
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """The ids of one picture to paint: what stands before its cells, the same where guidance looks
+    away from the text, the cells (mask ids, and what is fixed among them), what stands behind."""
+
+    prompt: list[int]
+    negative: list[int]
+    draft: list[int]
+    suffix: list[int]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a family paints: `row(processor, text, (h, w))` lays out h rows of w codes, `codec` names
+    the tokenizer of pictures, `size` is the usual (height, width) in pixels, `decoding` the
+    published settings."""
+
+    row: Callable[[Any, str, tuple[int, int]], PictureRow]
+    codec: str
+    size: tuple[int, int]
+    decoding: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +52,8 @@ class Family:
     itself never reads. `template` is the chat template, used where the folder's tokenizer has none.
     `system` is the message that opens a conversation, `after_images` follows a message's pictures.
     `mask` names the mask token, `ends` those that end an answer beside end-of-text, `forbidden`
-    those never generated. `hub` lists known hub ids with their licence.
+    those never generated. `pictures` is there where the family paints. `hub` lists known hub ids
+    with their licence.
     """
 
     title: str
@@ -43,6 +67,7 @@ class Family:
     mask: str | None = None
     ends: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
+    pictures: Pictures | None = None
     hub: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -74,6 +99,12 @@ def refuse(config: Json, expected: Json) -> None:
             raise CheckpointError(
                 f"config.json: {name}={config[name]!r} is not supported; only {value!r} is"
             )
+
+
+def named_ids(tokenizer: Any, names: Mapping[str, str], ids: Json) -> dict[str, int]:
+    """`ids` by role, but those of a tokenizer that has the token called names[role]."""
+    vocabulary = tokenizer.get_vocab()
+    return {role: vocabulary.get(names.get(role), i) for role, i in ids.items()}
 
 
 @cache

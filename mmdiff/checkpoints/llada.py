@@ -11,6 +11,7 @@ from mmdiff.checkpoints.base import FAMILIES, Family, Json, need, refuse
 
 ROWS = {126464: 126349}  # rows of the published table -> rows that its tokenizer uses
 MASK = 126336
+PICTURES = "LLaDAForMultiModalGeneration"  # the class of a LLaDA with image codes, Lumina-DiMOO
 FIXED = {  # the one variant of the OLMo network that LLaDA is
     "block_type": "llama",
     "activation_type": "silu",
@@ -47,6 +48,10 @@ KEYS = (
 )
 
 
+def is_olmo(config: Json) -> bool:
+    return config.get("model_type") == "llada" and "d_model" in config
+
+
 def text(config: Json) -> dict[str, Any]:
     """Arguments of `MMDiffConfig` for the backbone, its ids and LLaDA's sampler."""
     refuse(config, FIXED)
@@ -79,7 +84,7 @@ def text(config: Json) -> dict[str, Any]:
 FAMILIES.register("llada")(
     Family(
         title="LLaDA",
-        recognise=lambda c: c.get("model_type") == "llada" and "d_model" in c,
+        recognise=lambda c: is_olmo(c) and PICTURES not in c.get("architectures", ()),
         config=text,
         keys=KEYS,
         **PROMPT,

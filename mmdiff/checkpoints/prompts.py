@@ -39,7 +39,8 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
     if family.mask is not None:
         config.mask_token_id = ids[family.mask]
     config.forbidden_ids = [ids[token] for token in family.forbidden if token in ids]
-    config.vocab_used = min(model.rows, max(ids.values()) + 1)
+    used = max(max(ids.values()) + 1, sum(config.codes or ()))
+    config.vocab_used = min(model.rows, used)
     ends = [config.eos_token_id, *(ids.get(token) for token in family.ends)]
     text = TextSettings(
         mask_id=config.mask_token_id,

@@ -28,6 +28,7 @@ PACKAGES = (
     ("torchvision", "torchvision", "vision"),
     ("timm", "timm", "vision"),
     ("open_clip_torch", "open_clip", "vision"),
+    ("diffusers", "diffusers", "codes"),
     ("torchaudio", "torchaudio", "optional"),
 )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.settings import with_options
+from mmdiff.decoding.settings import Decoding, parse_rule, with_options
 from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Cache(Protocol):
     def __init__(
         self, model: MMDiffModel, canvas: Canvas, options: Mapping[str, Any] = NO_OPTIONS
     ) -> None:
-        """Runs encoders and, where kept, the prompt."""
+        """Runs encoders and, where kept, the prompt. A class that says `needs_settings` is given
+        the decoding `settings`, too."""
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
         """(K, V) logits of the needed cells (b, L) of the rows still open."""
@@ -37,7 +39,21 @@ class Cache(Protocol):
         """Keep only these rows."""
 
 
-CACHES: Registry[type[Cache]] = Registry("cache", modules=("mmdiff.decoding.windows",))
+CACHES: Registry[type[Cache]] = Registry(
+    "cache", modules=("mmdiff.decoding.windows", "mmdiff.decoding.max_logit")
+)
+
+
+def cache_maker(model: MMDiffModel, settings: Decoding) -> Callable[..., Cache]:
+    """The cache that the settings name, still to be given a model and a canvas."""
+    name, options = parse_rule(settings.cache)
+    if name == "auto" and model.config.attention_layout == "block":
+        name = "block"
+    elif name == "auto":
+        name = "prefix" if model.config.prompt_cache_exact else "none"
+    kind = CACHES.get(name)
+    make = partial(kind, options=options)
+    return partial(make, settings=settings) if getattr(kind, "needs_settings", False) else make
 
 
 @CACHES.register("none")

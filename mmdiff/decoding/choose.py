@@ -77,7 +77,7 @@ class Accept(Protocol):
         (b,) are their numbers in the whole batch."""
 
 
-ACCEPTS: Registry[type[Accept]] = Registry("accept")
+ACCEPTS: Registry[type[Accept]] = Registry("accept", modules=("mmdiff.decoding.maskgit",))
 
 
 @ACCEPTS.register("schedule")

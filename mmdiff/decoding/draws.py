@@ -33,6 +33,15 @@ class Draws:
     place: Tensor | None = None
 
     @staticmethod
+    def prepare(canvas: Canvas, settings: Decoding) -> None:
+        """What a project's network makes of a canvas before anything is computed."""
+
+    @staticmethod
+    def free(canvas: Canvas, mask_id: int) -> Canvas | None:
+        """What guidance compares with; None: the canvas with mask ids for its prompt."""
+        return None
+
+    @staticmethod
     def begin(model: Any, canvas: Canvas, cache: Any) -> None:
         """What happens before the first step."""
 
@@ -40,6 +49,10 @@ class Draws:
     def need(canvas: Canvas, need: Tensor) -> Tensor:
         """(b, L) bool: the cells to score, of which `need` must be."""
         return need
+
+    @staticmethod
+    def end(canvas: Canvas, tokens: Tensor, rows: Tensor) -> None:
+        """What happens to `rows` (b,) bool that leave the loop; `tokens` (b, L): last proposals."""
 
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         """Tokens (K,) of logits (K, V), and the logits (K, V) that their confidence is read from:
@@ -69,7 +82,8 @@ class Draws:
         return top(noisy, counts)
 
 
-DRAWS: Registry[type[Draws]] = Registry("compat mode", modules=("mmdiff.decoding.published",))
+PUBLISHED = ("mmdiff.decoding.published", "mmdiff.decoding.published_codes")
+DRAWS: Registry[type[Draws]] = Registry("compat mode", modules=PUBLISHED)
 
 
 def top(score: Tensor, counts: Tensor) -> Tensor:

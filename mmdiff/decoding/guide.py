@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
@@ -19,33 +20,49 @@ class Guided:
     """Classifier-free guidance: free + (1 + scale) (conditioned - free).
 
     `free` sees mask ids in place of the whole prompt, pictures included (LLaDA `generate.py`;
-    LLaDA-V replaces the prompt's embeddings, which is the same).
+    LLaDA-V replaces the prompt's embeddings, which is the same); or, given a canvas with the same
+    answer columns, the prompt of that one, which may be of another length (MMaDA, Lumina-DiMOO).
     """
 
     calls = 2  # of the backbone per step
 
     def __init__(
-        self, cache: Callable[..., Cache], model: MMDiffModel, canvas: Canvas, scale: float
-    ):
+        self,
+        cache: Callable[..., Cache],
+        model: MMDiffModel,
+        canvas: Canvas,
+        scale: float,
+        free: Canvas | None = None,
+    ) -> None:
         self.scale = scale
-        self.mask_id = model.config.mask_token_id
+        self.blank = without_prompt(canvas, model.config.mask_token_id) if free is None else free
         self.conditioned = cache(model, canvas)
-        self.free = cache(model, self.without_prompt(canvas))
+        self.free = cache(model, self.blank)
         self.start = self.conditioned.start
-
-    def without_prompt(self, canvas: Canvas) -> Canvas:
-        ids = canvas.ids.clone()
-        ids[:, : canvas.prompt_length] = self.mask_id
-        return replace(canvas, ids=ids, features=None)
 
     @property
     def total(self) -> int:
         return self.conditioned.total + self.free.total
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        free = self.free.score(self.without_prompt(canvas), need)
+        blank, behind = self.blank, slice(canvas.prompt_length, None)
+        width = blank.prompt_length
+        answer = torch.where(
+            canvas.writable[:, behind], canvas.ids[:, behind], blank.ids[:, width:]
+        )
+        ids = torch.cat([blank.ids[:, :width], answer], dim=1)
+        wanted = torch.cat([torch.zeros_like(ids[:, :width]).bool(), need[:, behind]], dim=1)
+        free = self.free.score(replace(blank, ids=ids), wanted)
         return free + (1 + self.scale) * (self.conditioned.score(canvas, need) - free)
 
     def select(self, rows: Tensor) -> None:
+        self.blank = self.blank.select(rows)
         self.conditioned.select(rows)
         self.free.select(rows)
+
+
+def without_prompt(canvas: Canvas, mask_id: int) -> Canvas:
+    """The canvas with mask ids for its prompt, and no pictures."""
+    ids = canvas.ids.clone()
+    ids[:, : canvas.prompt_length] = mask_id
+    return replace(canvas, ids=ids, features=None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES, Cache
+from mmdiff.decoding.cache import Cache, cache_maker
 from mmdiff.decoding.choose import ACCEPTS, ORDERS
 from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.guide import Guided
@@ -62,24 +61,31 @@ def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) 
 
 
 @torch.inference_mode()
-def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int | None) -> Filled:
-    """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one."""
-    make_accept = ACCEPTS.get(settings.accept)
-    cache_rule, cache_options = parse_rule(cache_name(model, settings))
-    make_cache = partial(CACHES.get(cache_rule), options=cache_options)
+def decode(
+    model: MMDiffModel,
+    canvas: Canvas,
+    settings: Decoding,
+    end_id: int | None,
+    free: Canvas | None = None,
+) -> Filled:
+    """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one.
+    `free` is what guidance compares with (Guided)."""
+    make_cache, make_accept = cache_maker(model, settings), ACCEPTS.get(settings.accept)
+    make_draws = DRAWS.get(settings.compat) if settings.compat else Draws
     if model.config.block_size is not None and settings.block_length is None:
         settings = replace(settings, block_length=model.config.block_size)
-    order = ORDERS.get(settings.order)
-    set_blocks(canvas, settings.block_length, aligned=model.config.block_size is not None)
-    if settings.compat == "llada" and not bool(canvas.valid.all()):
-        canvas.layout = "causal"  # what the published network does with any padding mask
+    order, aligned = ORDERS.get(settings.order), model.config.block_size is not None
+    set_blocks(canvas, settings.block_length, aligned)
+    make_draws.prepare(canvas, settings)
     seed = torch.tensor(with_seed(settings, canvas.shape[0]), device=canvas.device)
     cache: Cache
     if settings.cfg_scale:
-        cache = Guided(make_cache, model, canvas, settings.cfg_scale)
+        if free is not None:
+            set_blocks(free, settings.block_length, aligned)
+        free = free or make_draws.free(canvas, model.config.mask_token_id)
+        cache = Guided(make_cache, model, canvas, settings.cfg_scale, free)
     else:
         cache = make_cache(model, canvas)
-    make_draws = DRAWS.get(settings.compat) if settings.compat else Draws
     make_draws.begin(model, canvas, cache)
     accept_rule = make_accept(settings, canvas)
     remask_name, remask_options = parse_rule(settings.remask)
@@ -89,22 +95,25 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
     ends = (() if end_id is None else (end_id,)) + settings.stop_ids
     end_ids = torch.tensor(ends, dtype=torch.long, device=canvas.device)
     forbidden = torch.tensor(settings.forbid, dtype=torch.long, device=canvas.device)
-    if settings.compat is None:  # published code may write any id
-        forbidden = torch.cat([forbidden, model.forbidden()])
+    # Published code may write any id.
+    reserved = model.forbidden(settings.codes, anything=settings.compat is not None)
+    forbidden = torch.cat([forbidden, reserved])
     late = torch.tensor(settings.late, dtype=torch.long, device=canvas.device)
     filled = Filled(canvas, torch.zeros_like(seed), 0)
     step = torch.zeros_like(seed[:1])
     rows = torch.arange(canvas.shape[0], device=canvas.device)
     live = canvas.select(rows)
+    tokens = live.ids
 
     while True:
         keep = live.masked.any(1)
         if settings.compat and settings.steps:  # and takes no more steps than these
             keep &= step < settings.steps
         if not bool(keep.all()):
+            make_draws.end(live, tokens, ~keep)
             _store(filled.canvas, live, rows)
             index = keep.nonzero()[:, 0]
-            rows, live = rows[index], live.select(index)
+            rows, live, tokens = rows[index], live.select(index), tokens[index]
             cache.select(index)
         if len(rows) == 0:
             return filled
@@ -143,14 +152,6 @@ def decode(model: MMDiffModel, canvas: Canvas, settings: Decoding, end_id: int |
 def open_cells(canvas: Canvas) -> Tensor:
     """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
     return canvas.masked & (canvas.block == canvas.open_block())
-
-
-def cache_name(model: MMDiffModel, settings: Decoding) -> str:
-    if settings.cache == "auto" and model.config.attention_layout == "block":
-        return "block"
-    if settings.cache == "auto":
-        return "prefix" if model.config.prompt_cache_exact else "none"
-    return settings.cache
 
 
 def _spread(values: Tensor, where: Tensor, empty: float) -> Tensor:

@@ -26,7 +26,7 @@ class Decoding:
     eps: float = 1e-3  # of schedule=timestep and accept=origin: the last time
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
     order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
-    # schedule | threshold | factor | dynamic | entropy_bound | origin
+    # schedule | threshold | factor | dynamic | entropy_bound | origin | maskgit
     accept: str = "schedule"
     threshold: float = 0.9  # of accept=threshold: accept cells with probability >= threshold
     factor: float = 1.0  # of accept=factor
@@ -35,18 +35,21 @@ class Decoding:
     temperature_end: float | None = None  # falls from temperature to it over the steps; None: not
     top_p: float = 1.0
     top_k: int = 0  # 0: off
-    # auto (block or prefix where exact) | none | prefix | block | suffix | dual | delayed
+    # auto (block, prefix where exact) | none | prefix | block | suffix | dual | delayed | max_logit
     cache: str = "auto"
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
+    # (first id, how many): cells take these ids alone, image codes; None: text, no image codes
+    codes: tuple[int, int] | None = None
     forbid: tuple[int, ...] = ()  # ids that no cell may take
     late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
     remask: str = "none"  # none | revise:top=1,start=1: what happens to decided cells
     stop_ids: tuple[int, ...] = ()  # ids that end a text beside the model's end-of-text
-    stop: str = "end_of_text"  # end_of_text | cut | block | stable:stability=,confidence= | none
+    # end_of_text | cut | block | batch_block_end | stable:stability=,confidence= | none
+    stop: str = "end_of_text"
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
     trace: bool = False  # keep every step
     # Behave as a published project's code, random draws included:
-    # llada | dream | lavida_dream | fast_dllm | sdar
+    # llada | dream | lavida_dream | fast_dllm | sdar | mmada | mmada_image | lumina | lumina_image
     compat: str | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +111,7 @@ def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
             merged[VALUES[name]] = options.pop("value")
         if options:
             raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
-    for name in ("seed", "forbid", "late", "stop_ids"):
+    for name in ("seed", "forbid", "late", "stop_ids", "codes"):
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])
     return build(Decoding, merged, "decoding settings")

@@ -78,6 +78,18 @@ class AfterBlock(Never):
         canvas.masked = canvas.masked & (canvas.block <= last.amin(1, keepdim=True))
 
 
+@STOPS.register("batch_block_end")
+class BatchBlockEnd(Never):
+    """Blocks behind one that ends with an end in every row of the batch keep their mask ids (MMaDA
+    `mmu_generate_fast`)."""
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        done = canvas.open_block() - 1
+        last = (canvas.block == done).long().cumsum(1).argmax(1, keepdim=True)
+        ended = (done > 0) & torch.isin(canvas.ids.gather(1, last), end_ids)
+        canvas.masked = canvas.masked & ~ended.all()
+
+
 @STOPS.register("stable")
 class Stable(EndOfText):
     """The rest of the open block takes the most likely tokens once these have not changed for

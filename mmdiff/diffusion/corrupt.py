@@ -23,6 +23,14 @@ def masked_cells(u: Tensor, p: Tensor, writable: Tensor, copy: Tensor) -> Tensor
     return writable & ((u < p) ^ (copy == 2))
 
 
+def exact_cells(u: Tensor, p: Tensor, writable: Tensor) -> Tensor:
+    """Masked cells of rows that mask a fixed number: round(n p), at least one, of n writable cells,
+    those of lowest u (MaskGIT and MMaDA, image codes). u, writable (B, L), p (B, 1)."""
+    count = (writable.sum(1, keepdim=True) * p).round().clamp(min=1)
+    order = torch.where(writable, u, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    return writable & (order < count)
+
+
 def corrupt(canvas: Canvas, u: Tensor, p: Tensor, mask_id: int) -> tuple[Canvas, Tensor]:
     """The canvas with its writable cells noised, and the clean ids (B, L) as targets."""
     masked = masked_cells(u, p, canvas.writable, canvas.copy)

@@ -35,6 +35,12 @@ def cell_weight(
     raise SettingError(f"loss weight {weight!r} is unknown; choose one of {', '.join(WEIGHTS)}")
 
 
+def visible_weight(p: Tensor, masked: Tensor, least: float = 0.3) -> Tensor:
+    """Weights (B, L) where visible cells are targets too: 1 in masked cells, 1 - (1 - least)(1 - p)
+    in visible ones, the more the more was masked, p (B, 1) (MMaDA `get_loss_weight`)."""
+    return torch.where(masked, 1.0, 1 - (1 - least) * (1 - p))
+
+
 def denominator(
     writable: Tensor,
     masked: Tensor,

@@ -9,6 +9,7 @@ only its variance does.
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import torch
@@ -111,6 +112,26 @@ def rate_counts(masks: int, cells: int, steps: int) -> list[int]:
     return counts
 
 
+def mask_ratio(t: Tensor, schedule: str = "cosine") -> Tensor:
+    """The fraction of cells masked at progress t in [0, 1] (MaskGIT, arXiv:2202.04200 §3.3): cosine
+    cos(pi t / 2), linear 1 - t, pow<e> 1 - t**e, sigmoid (from -3 to 3). All but cosine stay above
+    1e-6 (MMaDA `sampling.py`). Training draws t uniformly; decoding walks from 0 to 1.
+    """
+    if schedule == "cosine":
+        return torch.cos(t * math.pi * 0.5)
+    if schedule == "linear":
+        left = 1 - t
+    elif schedule == "sigmoid":
+        first, last = (torch.sigmoid(torch.tensor(x)) for x in (-3.0, 3.0))
+        left = (last - torch.sigmoid(t * 6 - 3)) / (last - first)
+    elif re.fullmatch(r"pow(\d+\.?\d*|\.\d+)", schedule):
+        left = 1 - t ** float(schedule[3:])
+    else:
+        raise SettingError(unknown("mask schedule", schedule, MASK_SCHEDULES))
+    return left.clamp(1e-6, 1.0)
+
+
+MASK_SCHEDULES = ("cosine", "linear", "sigmoid", "pow2")  # and any other power
 REVEAL_SCHEDULES = ("linear", "shift", "cosine", "logit_normal", "identity")
 
 

@@ -63,6 +63,8 @@ def tiny(name: str) -> dict[str, Any]:
     if "block_size" in config:
         return config | TINY_SDAR
     config |= TINY_LLADA if "d_model" in config else TINY_QWEN
+    if "codebook_size" in config:
+        config |= {"llm_vocab_size": 40, "codebook_size": 16, "new_vocab_size": 64}
     if "mm_vision_tower" in config:
         config["vision_config"] = TINY_TOWER
     if name.startswith("lavida"):

@@ -170,6 +170,22 @@ SDAR_VL = {
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "full",
 }
+MMADA = LLADA_8B | {
+    "model_type": "mmada",
+    "architectures": ["MMadaModelLM"],
+    "codebook_size": 8192,
+    "embedding_size": 134656,
+    "llm_vocab_size": 126464,
+    "new_vocab_size": 134656,
+    "num_new_special_tokens": 0,
+    "num_vq_tokens": 256,
+    "vocab_size": 134656,
+}
+LUMINA = LLADA_8B | {  # rows as MMaDA's: what the published file says is not known here
+    "architectures": ["LLaDAForMultiModalGeneration"],
+    "embedding_size": 134656,
+    "vocab_size": 134656,
+}
 PUBLISHED = {
     "llada": LLADA_8B,
     "dream": DREAM_7B,
@@ -179,4 +195,6 @@ PUBLISHED = {
     "rediff": REDIFF,
     "sdar": SDAR_8B,
     "sdar-vl": SDAR_VL,
+    "mmada": MMADA,
+    "lumina": LUMINA,
 }

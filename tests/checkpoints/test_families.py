@@ -81,6 +81,8 @@ def test_parameters(full_size, name, billions):
         ("lavida-llada", 126336, 126349, 5e5),
         ("lavida-dream", 151666, 151667, 1e6),
         ("llada-v", 126336, 126349, 5e5),
+        ("mmada", 126336, 126349 + 8192, 5e5),
+        ("lumina", 126336, 126356 + 8192, 5e5),
     ],
 )
 def test_facts_that_no_shape_shows(full_size, name, mask, used, theta):
@@ -100,6 +102,7 @@ def test_facts_that_no_shape_shows(full_size, name, mask, used, theta):
     [
         ("llada", {"block_type": "sequential"}, "block_type='sequential' is not supported"),
         ("llada", {"d_model": "wide"}, "describes no model"),
+        ("mmada", {"codebook_size": 9000}, "9000 image codes from id 126349 do not fit"),
         ("dream", {"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
         ("llada-v", {"mm_vision_tower": "clip-vit"}, "'clip-vit' is not one of"),
         ("lavida-llada", {"vision_config": 5}, "cannot be used"),

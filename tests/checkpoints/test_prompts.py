@@ -15,7 +15,8 @@ from mmdiff.processing import PLACEHOLDER
 from tests.walk.core import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
-ENTRIES = {e["layout"]: e for e in json.loads((GOLDEN / "index.json").read_text())["entries"]}
+INDEX = json.loads((GOLDEN / "index.json").read_text())["entries"]
+ENTRIES = {e["layout"]: e for e in reversed(INDEX)}  # the first of each layout
 LLADA = {
     "bos": "<|startoftext|>",
     "eos": "<|endoftext|>",

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdiff.decoding.loop import set_blocks
 from mmdiff.decoding.stop import STOPS, answer_length
 from mmdiff.processing import collate, prompt_row
 
@@ -68,3 +69,25 @@ def test_other_ids_end_a_text_too():
     row = canvas([5, 6, MASK], [0, 0, 1], [1] * 3)
     STOPS.get("end_of_text")({})(row, torch.tensor([END, 6]))
     assert row.ids[0, 2:].tolist() == [5, 6, END]
+
+
+def blocks(rows, masked, length=2):
+    """Rows of one answer each, in blocks of `length`."""
+    made = collate([prompt_row((9, END), i, [bool(x) for x in m])
+                    for i, m in zip(rows, masked, strict=True)], pad_id=0)  # fmt: skip
+    made.writable[:, 2:] = True
+    set_blocks(made, length)
+    return made
+
+
+def test_a_batch_that_ends_together():
+    rows, masked = [[5, END, MASK, MASK], [6, END, MASK, MASK]], [[0, 0, 1, 1], [0, 0, 1, 1]]
+    made = blocks(rows, masked)
+    STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
+    assert not bool(made.masked.any())
+    made = blocks([[5, END, MASK, MASK], [END, 7, MASK, MASK]], masked)
+    STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
+    assert made.masked.sum(1).tolist() == [2, 2]
+    made = blocks([[MASK, END, MASK, MASK]], [[1, 0, 1, 1]])  # the prompt's end is not one
+    STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
+    assert int(made.masked.sum()) == 3

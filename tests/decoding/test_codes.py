@@ -1,0 +1,186 @@
+"""Cells that hold image codes: the lane, MaskGIT's counts, the max-logit cache, other prompts."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from mmdiff.decoding.cache import CACHES, NoCache
+from mmdiff.decoding.guide import Guided
+from mmdiff.decoding.max_logit import MaxLogit
+from mmdiff.decoding.published_codes import gumbel, lowest
+from mmdiff.decoding.settings import Decoding
+from mmdiff.errors import SettingError
+from mmdiff.raw_ids import canvas_from_ids, extend_canvas
+from tests.decoding.helpers import answers, batch, fill, make_row, requests
+
+CODES = (100, 32)
+PAINT = {"codes": CODES, "accept": "maskgit", "schedule": "cosine"}
+
+
+def paint(model, *rows, **settings):
+    return fill(model, *rows, **{**PAINT, "steps": 4, **settings})
+
+
+@pytest.mark.parametrize("cache", ["none", "max_logit:ratio=0.6,warmup=0,refresh=3"])
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+def test_a_batch_equals_its_rows_alone(model, cache, heat):
+    settings = {"cache": cache, "temperature": heat, "order_temperature": heat, "cfg_scale": heat}
+    together = paint(model, *requests(model), seed=(5, 6, 7), **settings)
+    for i, row in enumerate(requests(model)):
+        assert answers(paint(model, row, seed=5 + i, **settings))[0] == answers(together)[i]
+    assert not bool(together.canvas.masked.any())
+
+
+def test_cells_take_codes_alone_and_text_takes_none(model):
+    model.config.codes = list(CODES)
+    codes, text = set(range(100, 132)), set()
+    for seed in range(3):
+        heat = {"temperature": 1e6, "seed": seed}
+        assert set().union(*answers(paint(model, *requests(model), **heat))) <= codes
+        text |= set().union(*answers(fill(model, *requests(model), **heat)))
+    assert text and not text & codes
+
+
+@pytest.mark.parametrize("codes", [(100, 10**6), (-1, 4), (5, 0)])
+def test_a_lane_outside_the_vocabulary_is_refused(model, codes):
+    with pytest.raises(SettingError, match="codes="):
+        paint(model, *requests(model), codes=codes)
+
+
+@pytest.mark.parametrize(("cells", "steps"), [(20, 7), (6, 5), (4, 11), (7, 1)])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "pow2"])
+def test_so_many_cells_stay_masked(model, cells, steps, schedule):
+    row = make_row(model.processor, "a", None, [True] * cells)
+    made = paint(model, row, steps=steps, schedule=schedule, max_new_tokens=cells, trace=True)
+    ratio = {
+        "cosine": lambda t: math.cos(math.pi / 2 * t),
+        "linear": lambda t: 1 - t,
+        "pow2": lambda t: 1 - t * t,
+    }[schedule]
+    left, expected = cells, []
+    for k in range(1, steps + 1):
+        goal = max(1, math.floor(cells * ratio(k / steps))) if k < steps else 0
+        left = min(left - 1, goal)
+        expected.append(left)
+        if left == 0:
+            break
+    assert [int(step.masked.sum()) for step in made.trace] == expected
+
+
+def test_the_surest_cells_are_decided(model):
+    made = paint(model, *requests(model), trace=True)
+    before = batch(model, *requests(model)).masked
+    for step in made.trace:
+        for row, number in enumerate(step.rows.tolist()):
+            kept = step.probability[row][before[number] & ~step.accepted[row]]
+            if len(kept):
+                assert float(step.probability[row][step.accepted[row]].min()) >= float(kept.max())
+            before[number] = step.masked[row]
+
+
+def test_heat_changes_the_choice_and_falls_to_nothing(model):
+    cold, hot = (paint(model, *requests(model), order_temperature=h) for h in (0.0, 50.0))
+    assert answers(cold) != answers(hot)
+    last = [paint(model, *requests(model), order_temperature=h, steps=1) for h in (0.0, 50.0)]
+    assert answers(last[0]) == answers(last[1])
+
+
+def test_blocks_are_refused(model):
+    with pytest.raises(SettingError, match="maskgit has one block"):
+        paint(model, *requests(model), block_length=2)
+
+
+@pytest.mark.parametrize("options", ["ratio=0", "refresh=1", "warmup=1"])
+def test_the_cache_that_computes_everything_is_exact(model, options):
+    settings = {"temperature": 1.0, "cfg_scale": 1.5}
+    plain = paint(model, *requests(model), cache="none", **settings)
+    kept = paint(model, *requests(model), cache=f"max_logit:{options}", **settings)
+    assert answers(plain) == answers(kept)
+
+
+@torch.inference_mode()
+def test_a_step_computes_the_unsure_columns_with_the_others_as_they_were(model):
+    canvas = batch(model, make_row(model.processor, "a", "red"))
+    need = canvas.writable
+    best = model.head(model.hidden(canvas, model.embed(canvas)))[0, :, 100:132].amax(1)
+    share = float((best < best[need[0]].median()).double().mean())
+    options = {"ratio": 1 - share, "warmup": 0.0, "refresh": 2}
+    cache = MaxLogit(model, canvas, options, settings=Decoding(codes=CODES, steps=4))
+    first = cache.score(canvas, need)
+    torch.testing.assert_close(first, model.score(canvas, need))
+    unsure = (best <= best.quantile(share))[need[0]]
+    assert 0 < int(unsure.sum()) < len(unsure)
+    canvas.write(torch.full_like(canvas.ids, 110), canvas.masked)
+    changed = (cache.score(canvas, need) != first).any(1)
+    assert torch.equal(changed, unsure)
+    torch.testing.assert_close(cache.score(canvas, need), model.score(canvas, need))  # refreshed
+
+
+def test_caches_name_their_options(model):
+    with pytest.raises(SettingError, match="no option 'rate'"):
+        paint(model, *requests(model), cache="max_logit:rate=1")
+    with pytest.raises(SettingError, match="cache=none has no option 'ratio'"):
+        paint(model, *requests(model), cache="none:ratio=1")
+    with pytest.raises(SettingError, match="must lie in"):
+        paint(model, *requests(model), cache="max_logit:ratio=2")
+    assert {"none", "prefix", "max_logit"} <= set(CACHES.names())
+
+
+@torch.inference_mode()
+def test_guidance_compares_with_another_prompt(model):
+    """The other prompt may be longer; what stands behind the answer is the same."""
+    model.config.attention_layout, model.config.picture_apart = "full", False
+    draft = torch.full((1, 4), model.config.mask_token_id)
+    draft[0, 1], draft[0, 3] = 30, 31
+    mask_id = model.config.mask_token_id
+    canvas, other = (
+        extend_canvas(canvas_from_ids(model, torch.tensor([ids])), draft, mask_id)
+        for ids in ([5, 6, 7], [8, 9, 10, 11, 12])
+    )
+    canvas.ids[0, 3] = 40  # decided since
+    need = canvas.masked & (canvas.ids == mask_id)
+    other_ids = torch.tensor([[8, 9, 10, 11, 12, 40, 30, mask_id, 31]])
+    free = model(input_ids=other_ids).logits[0, 7]
+    plain = model.score(canvas, need)[0]
+    got = Guided(NoCache, model, canvas, 2.0, other).score(canvas, need)[0]
+    torch.testing.assert_close(got, free + 3 * (plain - free))
+
+
+def test_negative_prompts_of_unequal_length_in_a_batch(model):
+    prompt, seen = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    beside = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    negative = torch.tensor([[0, 11, 12, 13], [14, 15, 16, 17]])
+    generate = partial(model.generate, cfg_scale=2.0, max_new_tokens=5, stop="none", steps=3)
+    both = generate(
+        prompt,
+        attention_mask=seen,
+        negative_prompt_ids=negative,
+        negative_prompt_attention_mask=beside,
+    )
+    for i in range(2):
+        alone = generate(
+            prompt[i : i + 1, 3 - int(seen[i].sum()) :],
+            negative_prompt_ids=negative[i : i + 1, 4 - int(beside[i].sum()) :],
+        )
+        assert torch.equal(alone.sequences[0, -5:], both.sequences[i, -5:])
+    other = generate(prompt, attention_mask=seen)
+    assert not torch.equal(other.sequences, both.sequences)
+
+
+def test_lowest_leaves_ties_out():
+    score = torch.tensor([[3.0, 1.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
+    picked = lowest(score, torch.tensor([1, 2]))
+    assert picked.tolist() == [[False] * 4, [False, False, True, True]]
+    assert bool(gumbel(torch.tensor([0.0, 0.5, 1.0])).isfinite().all())
+
+
+@pytest.mark.parametrize("compat", ["mmada_image", "lumina_image"])
+def test_published_image_samplers_need_codes(model, compat):
+    row = make_row(model.processor, "a", None)
+    settings = {"accept": "maskgit", "schedule": "cosine", "steps": 3, "compat": compat}
+    with pytest.raises(SettingError, match="say codes="):
+        fill(model, row, **settings)
+    made = fill(model, row, codes=CODES, temperature=1.0, order_temperature=1.0, **settings)
+    assert set(answers(made)[0]) <= set(range(100, 132))
