@@ -32,13 +32,13 @@ class MMDiffConfig(PreTrainedConfig):
     vision encoder's `spec()`), `projector` the projector's kind and options, `tiling` how pictures
     are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one). `image_token_id` is
     negative where the vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no
-    token uses: they can never be generated. `block_size` is for the block layout: blocks of so many
-    cells from a row's first cell on, so that the prompt is block-causal too (None: the prompt is
-    one block). `picture_apart`: trained on packed rows, where picture
-    cells never see the question behind them. `decoding` holds the default decoding settings the
-    checkpoint was meant for. A published checkpoint of another project carries the name of its
-    `family` and its `published` config.json, and one of the hub the commit it was loaded from as
-    `revision`.
+    token uses: they can never be generated. `codes` (first id, how many) are the ids that stand for
+    a picture's codes. `block_size` is for the block layout: blocks of so many cells from a row's
+    first cell on, so that the prompt is block-causal too (None: the prompt is one block).
+    `picture_apart`: trained on packed rows, where picture cells never see the question behind them.
+    `decoding` holds the default decoding settings the checkpoint was meant for. A published
+    checkpoint of another project carries the name of its `family` and its `published` config.json,
+    and one of the hub the commit it was loaded from as `revision`.
     """
 
     model_type = "mmdiff"

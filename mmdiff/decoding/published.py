@@ -15,16 +15,10 @@ from mmdiff.diffusion.schedule import origin_chance
 from mmdiff.errors import SettingError
 
 
-@DRAWS.register("llada")
-class LLaDA(Draws):
-    """LLaDA, LaViDa and LLaDA-V `generate`: float64 uniforms over all that was fed, (B, S, V);
-    the token is argmax exp(l) / (-ln u)^temperature. Random order: float32 (B, S). Any padding mask
-    makes the network causal."""
-
-    @staticmethod
-    def prepare(canvas: Canvas, settings: Decoding) -> None:
-        if not bool(canvas.valid.all()):
-            canvas.layout = "causal"
+@DRAWS.register("fast_dllm")
+class Gumbel(Draws):
+    """LLaDA's noise: float64 uniforms over all that was fed, (B, S, V); the token is
+    argmax exp(l) / (-ln u)^temperature. Random order: float32 (B, S)."""
 
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         if settings.temperature == 0:
@@ -38,7 +32,14 @@ class LLaDA(Draws):
         return torch.rand(self.shape, device=self.cell.device).flatten()[self.place]
 
 
-DRAWS.register("fast_dllm")(LLaDA)
+@DRAWS.register("llada")
+class LLaDA(Gumbel):
+    """LLaDA, LaViDa and LLaDA-V `generate`: any padding mask makes the network causal."""
+
+    @staticmethod
+    def prepare(canvas: Canvas, settings: Decoding) -> None:
+        if not bool(canvas.valid.all()):
+            canvas.layout = "causal"
 
 
 @DRAWS.register("dream")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.draws import DRAWS, Draws
-from mmdiff.decoding.published import LLaDA
+from mmdiff.decoding.published import Gumbel
 from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import SettingError
 
@@ -18,7 +18,7 @@ DECIDED = math.log(torch.finfo(torch.float32).max)  # the confidence of cells th
 
 
 @DRAWS.register("mmada")
-class MMaDA(LLaDA):
+class MMaDA(Gumbel):
     """MMaDA `mmu_generate`: padding is hidden, but with guidance everybody sees it."""
 
     @staticmethod
@@ -30,12 +30,8 @@ class MMaDA(LLaDA):
 
 
 @DRAWS.register("lumina")
-class Lumina(LLaDA):
+class Lumina(Gumbel):
     """Lumina-DiMOO `generate_text_understanding`: guidance hides what follows the answer too."""
-
-    @staticmethod
-    def prepare(canvas: Canvas, settings: Decoding) -> None:
-        """Its network takes one row, without padding."""
 
     @staticmethod
     def free(canvas: Canvas, mask_id: int) -> Canvas | None:

@@ -78,21 +78,16 @@ class AfterBlock(Never):
         canvas.masked = canvas.masked & (canvas.block <= last.amin(1, keepdim=True))
 
 
-@STOPS.register("block_end")
-class BlockEnd(Never):
-    """A row whose last decided block ends with an id that ends a text is finished: the cells of
-    later blocks keep their mask ids."""
-
-    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
-        canvas.masked = canvas.masked & ~_ended_block(canvas, end_ids)
-
-
 @STOPS.register("batch_block_end")
 class BatchBlockEnd(Never):
-    """As block_end, but only when every row of the batch ends there (MMaDA `mmu_generate_fast`)."""
+    """Blocks behind one that ends with an end in every row of the batch keep their mask ids (MMaDA
+    `mmu_generate_fast`)."""
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
-        canvas.masked = canvas.masked & ~_ended_block(canvas, end_ids).all()
+        done = canvas.open_block() - 1
+        last = (canvas.block == done).long().cumsum(1).argmax(1, keepdim=True)
+        ended = (done > 0) & torch.isin(canvas.ids.gather(1, last), end_ids)
+        canvas.masked = canvas.masked & ~ended.all()
 
 
 @STOPS.register("stable")
@@ -139,13 +134,6 @@ class Repeats:
 def _ends(canvas: Canvas, end_ids: Tensor) -> Tensor:
     """(B, L) bool: decided cells that hold one of these ids (n,)."""
     return canvas.writable & ~canvas.masked & torch.isin(canvas.ids, end_ids)
-
-
-def _ended_block(canvas: Canvas, end_ids: Tensor) -> Tensor:
-    """(B, 1) bool: the last wholly decided answer block ends with one of these ids (n,)."""
-    done = canvas.open_block() - 1
-    last = (canvas.block == done).long().cumsum(1).argmax(1, keepdim=True)
-    return (done > 0) & torch.isin(canvas.ids.gather(1, last), end_ids)
 
 
 def _behind(canvas: Canvas, end_ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from mmdiff.decoding.cache import CACHES, NoCache
 from mmdiff.decoding.guide import Guided
-from mmdiff.decoding.max_logit import MaxLogitCache
+from mmdiff.decoding.max_logit import MaxLogit
 from mmdiff.decoding.published_codes import gumbel, lowest
 from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import SettingError
@@ -107,7 +107,7 @@ def test_a_step_computes_the_unsure_columns_with_the_others_as_they_were(model):
     best = model.head(model.hidden(canvas, model.embed(canvas)))[0, :, 100:132].amax(1)
     share = float((best < best[need[0]].median()).double().mean())
     options = {"ratio": 1 - share, "warmup": 0.0, "refresh": 2}
-    cache = MaxLogitCache(model, canvas, Decoding(codes=CODES, steps=4), **options)
+    cache = MaxLogit(model, canvas, Decoding(codes=CODES, steps=4), **options)
     first = cache.score(canvas, need)
     torch.testing.assert_close(first, model.score(canvas, need))
     unsure = (best <= best.quantile(share))[need[0]]

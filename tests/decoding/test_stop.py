@@ -80,20 +80,14 @@ def blocks(rows, masked, length=2):
     return made
 
 
-def test_a_block_that_ends_with_the_end_finishes_its_row():
-    rows = [[5, END, MASK, MASK], [END, 5, MASK, MASK], [5, MASK, MASK, MASK], [5, 6, 7, END]]
-    masked = [[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]
-    made = blocks(rows, masked)
-    STOPS.get("block_end")(made, torch.tensor([END]))
-    assert made.masked.sum(1).tolist() == [0, 2, 3, 0]
-    assert made.ids[:, 2:].tolist() == rows
-
-
 def test_a_batch_that_ends_together():
     rows, masked = [[5, END, MASK, MASK], [6, END, MASK, MASK]], [[0, 0, 1, 1], [0, 0, 1, 1]]
     made = blocks(rows, masked)
-    STOPS.get("batch_block_end")(made, torch.tensor([END]))
+    STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
     assert not bool(made.masked.any())
-    made = blocks([[5, END, MASK, MASK], [6, 7, MASK, MASK]], masked)
-    STOPS.get("batch_block_end")(made, torch.tensor([END]))
+    made = blocks([[5, END, MASK, MASK], [END, 7, MASK, MASK]], masked)
+    STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
     assert made.masked.sum(1).tolist() == [2, 2]
+    made = blocks([[MASK, END, MASK, MASK]], [[1, 0, 1, 1]])  # the prompt's end is not one
+    STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
+    assert int(made.masked.sum()) == 3
