@@ -43,28 +43,31 @@ def paint(
     """One picture of `size` (height, width) for each text, in one batch."""
     began = time.perf_counter()
     pictures, processor = how(model), model.processor
+    assert processor is not None and model.config.codes is not None
     if isinstance(codec, (str, Path)):
-        codec = load_codec(pictures.codec, codec)
-    grid = grid_of(size or pictures.size, codec)
-    first, count = codes = model.config.codes
-    if codec.size != count:
-        raise InputError(f"the codec has {codec.size} codes, but this model has {count}")
+        net: Codec = load_codec(pictures.codec, codec)
+    else:
+        net = codec
+    grid = grid_of(size or pictures.size, net)
+    first, count = model.config.codes
+    if net.size != count:
+        raise InputError(f"the codec has {net.size} codes, but this model has {count}")
     rows = [pictures.row(processor, require_text(text, "text"), grid) for text in texts]
     prompt, seen = padded([row.prompt for row in rows], model.device)
     negative, beside = padded([row.negative for row in rows], model.device)
     draft = torch.tensor([row.draft for row in rows], device=model.device)
-    out = model.generate(
+    out: Any = model.generate(
         prompt,
         attention_mask=seen,
         draft_tokens=draft,
         suffix_ids=rows[0].suffix,
         negative_prompt_ids=negative,
         negative_prompt_attention_mask=beside,
-        **{"codes": codes, "stop": "none", **pictures.decoding, **decoding},
+        **{"codes": (first, count), "stop": "none", **pictures.decoding, **decoding},
     )
     made = out.sequences[:, prompt.shape[1] :][:, : draft.shape[1]]
     made = made[draft == processor.mask_id].view(len(rows), *grid) - first
-    images = to_images(codec.decode(made))
+    images = to_images(net.decode(made))
     seconds = (time.perf_counter() - began) / len(rows)
     return [
         GeneratedImage(image, codes.cpu(), int(nfe), seconds)

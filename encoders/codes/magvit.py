@@ -166,7 +166,7 @@ def load(path: Path, config: dict[str, Any] | None = None) -> Magvit:
     from mmdiff.checkpoints.weights import files, tensors
 
     model = Magvit(sizes(config, "encoder", ENCODER), sizes(config, "decoder", DECODER))
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in files(path) if path.is_dir() else [path]:
         found |= dict(tensors(file, "cpu"))
     found = {key: tensor for key, tensor in found.items() if not key.startswith(DERIVED)}

@@ -60,6 +60,7 @@ class MMaDAImage(ImageDraws):
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         first, count = lane(settings)
         self.size = settings.max_new_tokens
+        assert self.place is not None
         row = torch.div(self.place, self.shape[1], rounding_mode="floor")
         index = row * self.size + self.cell
         # Decided cells are drawn as well, and the draws thrown away.
