@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.checkpoints import hub
-from mmdiff.checkpoints.base import find, our_key
+from mmdiff.checkpoints.base import NATIVES, find, our_key
 from mmdiff.errors import CheckpointError, SettingError, nearest
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def load(
     dtype: str | torch.dtype | None = None,
     download: bool = False,
 ) -> MMDiffModel:
-    """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError.
+    """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError. What
+    runs on a network of transformers' own (DiffusionGemma) has `generate` alone.
 
     `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
     that is not there raises SettingError. A hub id is looked up on this machine; the network is
@@ -127,6 +128,9 @@ def load(
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if isinstance(dtype, str):
         dtype = check_dtype(dtype)
+    native = str(read_config(folder).get("model_type"))
+    if native in NATIVES:
+        return NATIVES.get(native)(folder, device, dtype)
     family, config = model_config(folder)
     model = weights.empty(config, folder)
     weights.fill(model, folder, partial(our_key, family), device, dtype)

@@ -72,6 +72,11 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("checkpoint family", modules=MODULES)
+# By model_type: families that run on a network of transformers' own instead of our model. Called
+# with the folder, the device and the dtype.
+NATIVES: Registry[Callable[..., Any]] = Registry(
+    "native family", modules=("mmdiff.checkpoints.diffusion_gemma",)
+)
 
 
 def find(config: Json, where: str) -> tuple[str, Family]:
@@ -81,6 +86,11 @@ def find(config: Json, where: str) -> tuple[str, Family]:
         if family.recognise(config):
             return name, family
     kind, known = config.get("model_type"), ", ".join(FAMILIES.names())
+    if str(kind) in NATIVES:
+        raise CheckpointError(
+            f"{where}: {kind} runs on transformers' own network; mmdiff.load opens it, and there "
+            "is nothing of ours to describe or convert"
+        )
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from mmdiff.data.source import SOURCES
 from mmdiff.encoders.vision import build_vision
+from mmdiff.errors import TrainingError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processing import ImageSettings, Processor, TextSettings
 
@@ -30,7 +31,13 @@ def build(recipe: Recipe) -> MMDiffModel:
     if isinstance(recipe.model, str):
         from mmdiff.loading import load
 
-        return load(recipe.model, device="cpu", dtype=torch.float32)
+        model = load(recipe.model, device="cpu", dtype=torch.float32)
+        if getattr(model.config, "block_size", 1) is not None:  # or DiffusionGemma, which has none
+            raise TrainingError(
+                f"{recipe.model}: a block-diffusion checkpoint, which decodes but cannot be "
+                "trained yet; start from another one"
+            )
+        return model
     text = SOURCES.get(recipe.data)().text(recipe.seed)
     return new_model(recipe.model, fit_tokenizer(text, recipe.model.vocab_size), recipe.seed)
 

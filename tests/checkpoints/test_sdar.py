@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 import mmdiff
 from mmdiff.checkpoints.base import FAMILIES
 from mmdiff.encoders.vision.tiles import Tiling, best_resolution, count, merge
-from mmdiff.errors import CheckpointError
+from mmdiff.errors import CheckpointError, TrainingError
 from mmdiff.raw_ids import canvas_from_ids
+from mmdiff.training.build import build
 from tests.checkpoints.helpers import random_weights, tiny, write, write_config
 from tests.helpers import PLACEHOLDER
 
@@ -132,6 +133,12 @@ def test_a_processor_file_of_transformers_is_no_obstacle(tmp_path):
     write(tmp_path, "sdar-vl")
     (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaOnevision"}')
     assert mmdiff.load(tmp_path, device="cpu").processor is None
+
+
+def test_training_is_refused(tmp_path):
+    write(tmp_path, "sdar")
+    with pytest.raises(TrainingError, match="cannot be trained yet"):
+        build(SimpleNamespace(model=str(tmp_path)))
 
 
 def test_both_are_families():

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.decoding.choose import ACCEPTS, ORDERS
+from mmdiff.decoding.choose import ACCEPTS, ORDERS, within_bound
 from mmdiff.decoding.draws import Draws, top
 from mmdiff.decoding.loop import set_blocks
 from mmdiff.decoding.propose import propose
 from mmdiff.decoding.settings import Decoding
-from mmdiff.diffusion.schedule import reveal_counts, timestep_counts
+from mmdiff.diffusion.schedule import rate_counts, reveal_counts, timestep_counts
 from mmdiff.errors import SettingError
 from mmdiff.processing import collate, prompt_row
 
@@ -231,3 +231,89 @@ def test_timestep_counts_are_published_ones():
     assert timestep_counts(11, 4, 0.2, False) == [2, 2, 2, 5]
     assert timestep_counts(2, 4, 0.2, False) == [0, 0, 0, 2]
     assert timestep_counts(2, 4, 0.2) == [1, 1]
+
+
+# Rules of block diffusion
+
+
+@given(st.data())
+def test_rate_takes_the_counts_of_a_full_block_while_masks_last(data):
+    cells = data.draw(st.integers(1, 9))
+    masks, steps = data.draw(st.integers(0, cells)), data.draw(st.integers(1, 12))
+    full = [cells // steps + (i < cells % steps) for i in range(steps)]
+    left, expected = masks, []
+    for count in full:
+        if left > 0:
+            expected.append(count)
+            left -= count
+    assert rate_counts(masks, cells, steps) == expected
+
+
+def test_rate_gives_a_partly_given_block_fewer_steps():
+    settings = Decoding(max_new_tokens=8, steps=4, block_length=4, schedule="rate")
+    assert play(settings, canvas("..xx.xxx", block_length=4)) == [[2, 2, 1]]
+    even = Decoding(max_new_tokens=8, steps=4, block_length=4)
+    assert play(even, canvas("..xx.xxx", block_length=4)) == [[1, 1, 2, 1]]
+
+
+@given(st.data())
+def test_dynamic_equals_the_loop(data):
+    """Blocks of 4 in 2 steps: 2 cells a step; per block the steps count anew."""
+    threshold = 0.5
+    settings = Decoding(
+        max_new_tokens=8, steps=4, block_length=4, accept="dynamic", threshold=threshold
+    )
+    live = canvas("xxxxxxxx", "xx..xxx.", block_length=4)
+    rule = ACCEPTS.get("dynamic")(settings, live)
+    start = live.prompt_length
+    for _ in range(6):
+        if not bool(live.masked.any(1).all()):
+            break
+        is_open = live.masked & (live.block == live.open_block())
+        chance = torch.zeros(live.shape)
+        for cell in is_open.nonzero().tolist():
+            chance[cell[0], cell[1]] = data.draw(st.sampled_from([0.1, 0.4, 0.5, 0.6, 0.9]))
+        score = torch.where(is_open, chance, -INF)
+        got = rule(score, chance, live, torch.arange(2), DRAWS)
+        for row in range(2):
+            mine = [c for c in range(start, start + 8) if is_open[row, c]]
+            wanted = min(len(mine), counts_left(settings, live, row))
+            sure = [c for c in mine if chance[row, c] > threshold]
+            best = sorted(mine, key=lambda c: (-float(chance[row, c]), c))[:wanted]
+            expected = sure if len(sure) >= wanted else best
+            assert got[row].nonzero()[:, 0].tolist() == sorted(expected)
+        live.masked &= ~got
+
+
+def counts_left(settings, live, row):
+    """2 cells a step of a block with 4 holes; rows of the test have 4 and 4, or 2 and 3."""
+    block = int(live.open_block()[row])
+    holes = int((live.writable[row] & (live.block[row] == block)).sum())
+    left = int((live.masked[row] & (live.block[row] == block)).sum())
+    first = reveal_counts(holes, 2)
+    return first[0] if left == holes else first[1]
+
+
+@given(st.data())
+def test_entropy_bound_equals_the_loop(data):
+    values = st.sampled_from([0.0, 0.01, 0.125, 0.25, 0.5, 1.0, 3.0])
+    entropy = data.draw(st.lists(values, min_size=6, max_size=6))
+    is_open = data.draw(st.lists(st.booleans(), min_size=6, max_size=6))
+    bound = data.draw(st.sampled_from([0.01, 0.25, 0.75, 2.0]))
+    expected, total = set(), 0.0
+    for cell in sorted((i for i in range(6) if is_open[i]), key=lambda i: (entropy[i], i)):
+        if total <= bound:
+            expected.add(cell)
+        total += entropy[cell]
+    got = within_bound(torch.tensor([entropy]), torch.tensor([is_open]), bound)
+    assert set(got[0].nonzero()[:, 0].tolist()) == expected
+
+
+def test_entropy_bound_reads_the_entropy_of_the_order():
+    settings = Decoding(accept="entropy_bound", order="entropy", entropy_bound=0.3)
+    rule = ACCEPTS.get("entropy_bound")(settings, canvas("xxxx"))
+    score = torch.tensor([[-0.2, -0.05, -INF, -0.3]])
+    got = rule(score, score.exp(), canvas("xxxx"), torch.arange(1), DRAWS)
+    assert got.tolist() == [[True, True, False, True]]
+    with pytest.raises(SettingError, match="use it with order=entropy"):
+        ACCEPTS.get("entropy_bound")(Decoding(accept="entropy_bound"), canvas("x"))

@@ -2,7 +2,14 @@
 
 import pytest
 
-from mmdiff.decoding.settings import Decoding, limited, make_decoding, parse_rule, with_seed
+from mmdiff.decoding.settings import (
+    Decoding,
+    cooled,
+    limited,
+    make_decoding,
+    parse_rule,
+    with_seed,
+)
 from mmdiff.errors import SettingError
 
 
@@ -33,6 +40,7 @@ def test_a_later_threshold_beats_an_earlier_rule_option():
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
+        ("entropy_bound:value=0", "entropy_bound=0.* above 0"),
         ("threshold:valu=0.5", "no option 'valu'"),
         ("schedule:value=0.5", "accept=schedule has no option 'value'"),
         ("threshold:0.5", "'0.5' is not option=value"),
@@ -63,6 +71,8 @@ def test_parse_rule():
         ({"temperature": float("inf")}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"threshold": 1.01}, "threshold"),
+        ({"temperature_end": 0.5}, "temperature_end=0.5 must lie above 0"),
+        ({"temperature": 1.0, "temperature_end": 0.0}, "must lie above 0"),
         ({"shift": 0}, "shift"),
         ({"shift": float("inf")}, "shift"),
         ({"max_new_tokens": 32, "block_length": 8, "steps": 3}, "fewer than the 4 blocks"),
@@ -98,3 +108,17 @@ def test_seeds():
     assert with_seed(make_decoding({"seed": [1, 2]}), 2) == [1, 2]
     with pytest.raises(SettingError, match="2 seeds for 3 rows"):
         with_seed(make_decoding({"seed": [1, 2]}), 3)
+
+
+def test_the_temperature_falls_over_the_steps():
+    falling = Decoding(steps=4, temperature=0.9, temperature_end=0.5)
+    got = [cooled(falling, step).temperature for step in range(6)]
+    assert got == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.6, 0.6])
+    plain = Decoding(temperature=0.9)
+    assert cooled(plain, 3) is plain
+
+
+def test_a_short_value_of_every_rule_that_has_one():
+    assert make_decoding({"accept": "dynamic:value=0.7"}).threshold == 0.7
+    made = make_decoding({"accept": "entropy_bound:value=0.3"})
+    assert (made.accept, made.entropy_bound) == ("entropy_bound", 0.3)

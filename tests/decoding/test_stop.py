@@ -1,11 +1,14 @@
 """Where an answer ends."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmdiff.decoding.loop import set_blocks
-from mmdiff.decoding.stop import STOPS, answer_length
+from mmdiff.decoding.propose import Proposal
+from mmdiff.decoding.stop import STOPS, Repeats, Seen, answer_length
+from mmdiff.errors import SettingError
 from mmdiff.processing import collate, prompt_row
 
 END, MASK = 1, 0
@@ -91,3 +94,71 @@ def test_a_batch_that_ends_together():
     made = blocks([[MASK, END, MASK, MASK]], [[1, 0, 1, 1]])  # the prompt's end is not one
     STOPS.get("batch_block_end")({})(made, torch.tensor([END]))
     assert int(made.masked.sum()) == 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "masked", "left"),
+    [
+        ([5, END, MASK, MASK, MASK, MASK], "001111", 0),
+        ([END, MASK, MASK, MASK, MASK, MASK], "011111", 5),  # its block is not full yet
+        ([5, 6, END, 7, MASK, MASK], "000011", 0),
+        ([5, 6, 7, 8, MASK, MASK], "000011", 2),
+    ],
+)
+def test_blocks_behind_a_full_one_with_an_end_are_left(ids, masked, left):
+    row = canvas(ids, [c == "1" for c in masked], [1] * 6)
+    set_blocks(row, 2)
+    assert stopped(row, rule="block") == (ids, left)
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=2), min_size=1, max_size=8))
+def test_repeats_equal_the_loop(steps):
+    """A batch whose second row leaves after four steps."""
+    repeats, history = Repeats(), [[], []]
+    for number, step in enumerate(steps):
+        rows = [0, 1] if number < 4 else [0]
+        got = repeats(torch.tensor([[step[row], 7] for row in rows]), torch.tensor(rows))
+        for row, count in zip(rows, got.tolist(), strict=True):
+            before = history[row][::-1]
+            same = [value == step[row] for value in before]
+            assert count == (same.index(False) if False in same else len(same))
+            history[row].append(step[row])
+
+
+def look(row, logits):
+    """The stop rule's view: logits (K, V) of the masked cells."""
+    none = torch.zeros(len(logits))
+    return Seen(torch.tensor([0]), row.masked.clone(), Proposal(none.long(), none, logits))
+
+
+def test_a_stable_and_confident_block_is_filled_with_the_best_tokens():
+    row = canvas([MASK, 5, MASK, MASK], [1, 0, 1, 1], [1] * 4)
+    set_blocks(row, 3)
+    sure = torch.full((2, 8), -50.0)
+    sure[0, 4] = sure[1, 6] = 50.0
+    rule = STOPS.get("stable")({"stability": 1, "confidence": 0.1})
+    view = look(row, sure)
+    view.need[0, -1] = False  # the second block is not open
+    rule(row, torch.tensor([END]), view)
+    assert row.masked.sum() == 3
+    rule(row, torch.tensor([END]), view)
+    assert row.ids[0, 2:].tolist() == [4, 5, 6, MASK]
+    assert row.masked.sum() == 1
+
+
+def test_an_unsure_or_changing_block_goes_on():
+    for scale, change in ((0.01, False), (50.0, True)):
+        row = canvas([MASK, MASK], [1, 1], [1] * 2)
+        rule = STOPS.get("stable")({})
+        for step in range(4):
+            logits = torch.zeros(2, 8)
+            logits[:, 3 + (step % 2 if change else 0)] = scale
+            rule(row, torch.tensor([END]), look(row, logits))
+        assert row.masked.sum() == 2
+
+
+def test_unknown_stop_options():
+    with pytest.raises(SettingError, match=r"no option 'stabilty'\. Did you mean stability"):
+        STOPS.get("stable")({"stabilty": 2})
+    with pytest.raises(SettingError, match="no option 'x'"):
+        STOPS.get("cut")({"x": 2})
