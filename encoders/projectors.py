@@ -6,6 +6,7 @@ The kinds:
 - ``linear``: one matrix.
 - ``mlp2x_gelu``: Linear, exact (erf) GELU, Linear, as in LLaVA-1.5; ``mlpNx_gelu`` has N linear
   maps.
+- ``mlp2x_silu``: the same with SiLU, as in Dimple.
 - ``pooler``: a convolution whose kernel and stride are ``ratio`` over the square token grid, GELU,
   Linear.
 - ``avg_pool``: the mean over ``ratio`` x ``ratio`` cells of the grid, then ``mlp2x_gelu``.
@@ -117,11 +118,13 @@ class ConvPool(GridProjector):
         return self.conv(self.as_map(features)).flatten(2).transpose(1, 2)
 
 
-def mlp(in_width: int, out_width: int, depth: int) -> nn.Sequential:
-    """`depth` linear maps with an exact GELU between them."""
+def mlp(
+    in_width: int, out_width: int, depth: int, between: type[nn.Module] = nn.GELU
+) -> nn.Sequential:
+    """`depth` linear maps with an activation between them, an exact GELU by default."""
     layers: list[nn.Module] = [nn.Linear(in_width, out_width)]
     for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(out_width, out_width)]
+        layers += [between(), nn.Linear(out_width, out_width)]
     return nn.Sequential(*layers)
 
 
@@ -133,6 +136,11 @@ def linear(in_width: int, out_width: int, norm: bool = False) -> Projector:
 @projectors.register("mlp2x_gelu")
 def mlp2x_gelu(in_width: int, out_width: int, norm: bool = False, depth: int = 2) -> Projector:
     return Projector(in_width, mlp(in_width, out_width, depth), norm)
+
+
+@projectors.register("mlp2x_silu")
+def mlp2x_silu(in_width: int, out_width: int, norm: bool = False) -> Projector:
+    return Projector(in_width, mlp(in_width, out_width, 2, nn.SiLU), norm)
 
 
 @projectors.register("pooler")

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mmdiff import positions
 from mmdiff.decoding.loop import Step, decode
 from mmdiff.decoding.settings import Decoding, limited, with_seed
 from mmdiff.decoding.stop import answer_length
@@ -107,6 +108,8 @@ def compose_canvas(
     )
     if model.config.picture_apart:
         part_picture(canvas)
+    if model.three_axes:
+        canvas.position = positions.of_canvas(canvas)
     return canvas
 
 

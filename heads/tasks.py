@@ -135,6 +135,7 @@ class Tasks:
         pixel_values: Any = None,
         draft_tokens: Tensor | None = None,
         image_sizes: Any = None,
+        image_grid_thw: Any = None,
         suffix_ids: Sequence[int] = (),
         draft_fixed: bool = True,
         negative_prompt_ids: Tensor | None = None,
@@ -147,14 +148,15 @@ class Tasks:
 
         `draft_tokens` (B, N) gives the answer region instead: cells holding the mask id are filled,
         all others stay, or may be revised with `draft_fixed=False`. `suffix_ids` stand fixed
-        behind the answer. `pixel_values` and `image_sizes` as in `mmdiff.raw_ids.read_pictures`.
-        `negative_prompt_ids` (B, P'), with a mask where padded, are the prompt that guidance
-        compares with (`cfg_scale` above 0); without them that is the prompt's cells as mask ids.
+        behind the answer. `pixel_values`, `image_sizes` and `image_grid_thw` as in
+        `mmdiff.raw_ids.read_pictures`. `negative_prompt_ids` (B, P'), with a mask where padded, are
+        the prompt that guidance compares with (`cfg_scale` above 0); without them that is the
+        prompt's cells as mask ids.
         """
         settings = make_decoding(self.config.decoding, decoding)
         end_id = self.config.eos_token_id
         prompt = canvas_from_ids(
-            self, input_ids, attention_mask, pixel_values, image_sizes=image_sizes
+            self, input_ids, attention_mask, pixel_values, None, image_sizes, image_grid_thw
         )
         rows, length = prompt.shape
         if draft_tokens is None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Block:
-    """The visual tokens of one tiled picture: `grid` (columns, rows) of its tiles or None for one
-    tile, original `size` (width, height) in pixels, canvas `cells` it fills."""
+    """The visual tokens of one picture: `grid` (columns, rows) of its tiles or None for one tile,
+    of its cells where the encoder takes any size; original `size` (width, height) in pixels, canvas
+    `cells` it fills."""
 
     grid: tuple[int, int] | None
     size: tuple[int, int]
@@ -31,9 +32,10 @@ class Block:
 class Features:
     """What an encoder paints: raw inputs, and the flat cells that its output tokens fill.
 
-    `pixel_values` (n, 3, H, W); `source` (K,) indexes the flattened visual tokens of all pictures
-    and `cells` (K,) the flattened (B * L) canvas. Two cells may share one source, so that several
-    rows look at one encoded picture. `blocks` are the pictures' where these are cut into tiles.
+    `pixel_values` (n, 3, H, W), or patches (n, values); `source` (K,) indexes the flattened visual
+    tokens of all pictures and `cells` (K,) the flattened (B * L) canvas. Two cells may share one
+    source, so that several rows look at one encoded picture. `blocks` are the pictures' where these
+    fill unequal numbers of cells.
     """
 
     pixel_values: Tensor
@@ -64,7 +66,7 @@ class Canvas:
     block: Tensor  # 0 (or less) prompt, 1.. answer blocks
     segment: Tensor  # 0 shared by all, 1.. packed examples
     copy: Tensor  # 0 clean, 1 and 2 the halves of a complementary pair
-    position: Tensor  # rotary positions
+    position: Tensor  # rotary positions; (3, B, L) for time, row and column (M-RoPE)
     layout: str | None = None  # attention layout, where it is not the model's own
     prompt_length: int = 0  # P: columns [0, P) hold prompts, left padded; 0 in packed rows
     features: Features | None = None
@@ -90,7 +92,7 @@ class Canvas:
     def select(self, rows: Tensor) -> Canvas:
         """The given rows (a long index) without features: those belong to the whole batch."""
         picked = {
-            f.name: getattr(self, f.name)[rows]
+            f.name: getattr(self, f.name)[..., rows, :]
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor)
         }

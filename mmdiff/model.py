@@ -18,7 +18,8 @@ from mmdiff.diffusion.attention import Cells, additive, allowed
 from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
 from mmdiff.encoders.vision import build_vision
-from mmdiff.encoders.vision.tiles import Tiling, count, merge
+from mmdiff.encoders.vision.patches import Patching, read_cutting
+from mmdiff.encoders.vision.tiles import merge
 from mmdiff.errors import SettingError
 from mmdiff.heads.tasks import Tasks
 from mmdiff.processing import Processor
@@ -30,15 +31,16 @@ class MMDiffConfig(PreTrainedConfig):
 
     `text_config` and `vision_config` are plain dicts (a transformers `model_type` with its sizes; a
     vision encoder's `spec()`), `projector` the projector's kind and options, `tiling` how pictures
-    are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one). `image_token_id` is
-    negative where the vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no
-    token uses: they can never be generated. `codes` (first id, how many) are the ids that stand for
-    a picture's codes. `block_size` is for the block layout: blocks of so many cells from a row's
-    first cell on, so that the prompt is block-causal too (None: the prompt is one block).
-    `picture_apart`: trained on packed rows, where picture cells never see the question behind them.
-    `decoding` holds the default decoding settings the checkpoint was meant for. A published
-    checkpoint of another project carries the name of its `family` and its `published` config.json,
-    and one of the hub the commit it was loaded from as `revision`.
+    are cut into tiles (`mmdiff.encoders.vision.tiles`; None: squashed to one) or, where it has
+    `max_pixels`, patches (`mmdiff.encoders.vision.patches`). `image_token_id` is negative where the
+    vocabulary has no such token. `vocab_used` cuts off vocabulary rows that no token uses: they can
+    never be generated. `codes` (first id, how many) are the ids that stand for a picture's codes.
+    `block_size` is for the block layout: blocks of so many cells from a row's first cell on, so
+    that the prompt is block-causal too (None: the prompt is one block). `picture_apart`: trained on
+    packed rows, where picture cells never see the question behind them. `decoding` holds the
+    default decoding settings the checkpoint was meant for. A published checkpoint of another
+    project carries the name of its `family` and its `published` config.json, and one of the hub the
+    commit it was loaded from as `revision`.
     """
 
     model_type = "mmdiff"
@@ -117,9 +119,9 @@ class MMDiffModel(Tasks, PreTrainedModel):
             self.projector = build_projector(
                 options.pop("kind"), self.vision.width, width, **options
             )
-        self.tiling = Tiling.of(config.tiling) if config.tiling else None
+        self.tiling = read_cutting(config.tiling) if config.tiling else None
         self.image_newline = None
-        if self.tiling is not None and self.tiling.newline:
+        if getattr(self.tiling, "newline", False):
             self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(width, self.backbone.config.vocab_size, bias=False)
@@ -150,16 +152,25 @@ class MMDiffModel(Tasks, PreTrainedModel):
 
     @property
     def image_tokens(self) -> int:
-        """Canvas cells that one picture fills, or of one tile where pictures are tiled."""
+        """Canvas cells that one picture fills, or of one tile where pictures are tiled; at most
+        where pictures keep their size."""
         if self.vision is None or self.projector is None:
             return 0
+        if isinstance(self.tiling, Patching):
+            return self.tiling.most
         return int(self.projector.tokens_out(self.vision.tokens))
 
     def cells_of(self, size: tuple[int, int]) -> int:
         """Canvas cells that a picture of `size` (width, height) fills."""
         if self.tiling is None:
             return self.image_tokens
-        return count(size, self.tiling, isqrt(self.image_tokens))
+        return self.tiling.count(size, isqrt(self.image_tokens))
+
+    @property
+    def three_axes(self) -> bool:
+        """Whether the backbone rotates by time, row and column (M-RoPE)."""
+        rope = getattr(self.backbone.config, "rope_parameters", None) or {}
+        return "mrope_section" in rope
 
     @property
     def rows(self) -> int:
@@ -170,6 +181,10 @@ class MMDiffModel(Tasks, PreTrainedModel):
         """(K, D) projected encoder outputs for the cells of `features`."""
         assert self.vision is not None and self.projector is not None
         pixels = features.pixel_values.to(self.dtype)
+        if isinstance(self.tiling, Patching):
+            shapes = [block.grid for block in features.blocks or [] if block.grid is not None]
+            seen = self.vision(pixels, self.tiling.patch_grids(shapes))
+            return self.projector(seen)[features.source]
         tokens = self.projector(self.vision(pixels))
         if self.tiling is None or features.blocks is None:
             return tokens.flatten(0, 1)[features.source]
@@ -207,9 +222,10 @@ class MMDiffModel(Tasks, PreTrainedModel):
         stop = canvas.ids.shape[1] if stop is None else stop
         key = Cells.of(canvas, 0, stop)
         if columns is None:
-            query, position = Cells.of(canvas, start, stop), canvas.position[:, start:stop]
+            query, position = Cells.of(canvas, start, stop), canvas.position[..., start:stop]
         else:
-            query, position = Cells.at(canvas, columns), canvas.position.gather(1, columns)
+            query, numbers = Cells.at(canvas, columns), canvas.position
+            position = numbers.gather(-1, columns.expand(*numbers.shape[:-1], -1))
         layout = canvas.layout or self.config.attention_layout
         mask = additive(allowed(query, key, layout), embeds.dtype)
         if cache is not None and columns is None:
@@ -267,16 +283,18 @@ class MMDiffModel(Tasks, PreTrainedModel):
         writable: Tensor | None = None,
         attention_layout: str | None = None,
         image_sizes: Any = None,
+        image_grid_thw: Any = None,
         **_: Any,
     ) -> MMDiffOutput:
         """Logits (B, L, V); row i scores cell i.
 
         `input_ids` (B, L) have canvas length, or hold one placeholder -200 per picture, which is
         expanded here. `writable` (B, L) marks the answer, which a prefix-layout prompt cannot see.
-        `attention_layout` is used in place of the model's own.
+        `attention_layout` is used in place of the model's own. `pixel_values`, `image_sizes` and
+        `image_grid_thw` as in `mmdiff.raw_ids.read_pictures`.
         """
         canvas = canvas_from_ids(
-            self, input_ids, attention_mask, pixel_values, writable, image_sizes
+            self, input_ids, attention_mask, pixel_values, writable, image_sizes, image_grid_thw
         )
         canvas.layout = attention_layout
         if self.config.block_size is not None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Block, Canvas, Features
-from mmdiff.encoders.vision.tiles import Tiling, count, cut
+from mmdiff.encoders.vision.patches import Patching, read_cutting
+from mmdiff.encoders.vision.tiles import Tiling
 from mmdiff.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -87,8 +88,9 @@ class TextSettings:
     """What a checkpoint's prompts and answers need beside its tokenizer; None: as that says.
 
     `image_token` stands for a picture; None where the vocabulary has none (the canvas then holds
-    PLACEHOLDER). `after_images` follows the pictures of a message, `system` opens a conversation
-    that has no system message, `end_ids` end an answer, the first of them pads it.
+    PLACEHOLDER). `around_image` stands before and behind each picture, `after_images` behind those
+    of a message; `system` opens a conversation that has no system message, `end_ids` end an
+    answer, the first of them pads it.
     """
 
     image_token: str | None = None
@@ -96,6 +98,7 @@ class TextSettings:
     end_ids: tuple[int, ...] = ()
     system: str | None = None
     after_images: str = ""
+    around_image: tuple[str, str] = ("", "")
 
 
 class Processor:
@@ -106,7 +109,7 @@ class Processor:
         tokenizer: Any,
         image: ImageSettings,
         text: TextSettings = TextSettings(),
-        tiling: Tiling | None = None,
+        tiling: Tiling | Patching | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image = image
@@ -138,8 +141,9 @@ class Processor:
             settings = json.loads(path.read_text())
             image = ImageSettings(**settings["image"])
             said = settings["text"]
-            text = TextSettings(**(said | {"end_ids": tuple(said.get("end_ids", ()))}))
-            tiling = Tiling.of(settings["tiling"]) if settings.get("tiling") else None
+            lists = {k: tuple(v) for k, v in said.items() if isinstance(v, list)}
+            text = TextSettings(**(said | lists))
+            tiling = read_cutting(settings["tiling"]) if settings.get("tiling") else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unreadable(folder, error) from None
         return cls(tokenizer, image, text, tiling)
@@ -158,13 +162,13 @@ class Processor:
         """Canvas cells that a picture of `size` (width, height) fills."""
         if self.tiling is None:
             return self.image.tokens
-        return count(size, self.tiling, math.isqrt(self.image.tokens))
+        return self.tiling.count(size, math.isqrt(self.image.tokens))
 
     def read(self, images: Sequence[Image.Image]) -> tuple[Tensor, list[Block] | None]:
         """(n, 3, H, W) pixel values of RGB pictures, and their blocks where they are tiled."""
         if self.tiling is None:
             return self.pixels(images), None
-        made = [cut(image, self.tiling) for image in images]
+        made = [self.tiling.cut(image) for image in images]
         blocks = [Block(t.grid, t.size, self.cells_of(t.size)) for t in made]
         return torch.cat([t.pixels for t in made]), blocks
 
@@ -233,8 +237,9 @@ class Processor:
             elif self.image_token_id is None:
                 raise InputError("this model takes no pictures; leave them out")
             else:
-                flat += (self.text.image_token or _IMAGE) * len(list(parts))
-                flat += self.text.after_images
+                before, behind = self.text.around_image
+                picture = before + (self.text.image_token or _IMAGE) + behind
+                flat += picture * len(list(parts)) + self.text.after_images
         return flat
 
     def expand(

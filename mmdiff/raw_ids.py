@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmdiff import positions
 from mmdiff.canvas import Block, Canvas
-from mmdiff.encoders.vision.tiles import cut, grid_of
+from mmdiff.encoders.vision.patches import Patching
+from mmdiff.encoders.vision.tiles import Tiling, grid_of
 from mmdiff.errors import InputError
 from mmdiff.images import load_image
 from mmdiff.processing import PLACEHOLDER, part_picture, place
@@ -26,6 +28,7 @@ def canvas_from_ids(
     pixel_values: Any = None,
     writable: Tensor | None = None,
     image_sizes: Any = None,
+    image_grid_thw: Any = None,
 ) -> Canvas:
     """A Canvas of raw ids (B, L), all given; image placeholders are expanded here.
 
@@ -44,7 +47,7 @@ def canvas_from_ids(
     if pixel_values is not None:
         if image_id is None:
             raise InputError("this model takes no pictures; leave pixel_values out")
-        pixels, blocks = read_pictures(model, pixel_values, image_sizes)
+        pixels, blocks = read_pictures(model, pixel_values, image_sizes, image_grid_thw)
     if (ids == PLACEHOLDER).any():
         if pixels is None:
             raise InputError(f"input_ids hold {PLACEHOLDER} for pictures, but no pixel_values came")
@@ -80,18 +83,25 @@ def canvas_from_ids(
         canvas.features = place(canvas, image_id, pixels, range(count), blocks)
     if model.config.picture_apart:
         part_picture(canvas)
+    if model.three_axes:
+        canvas.position = positions.of_canvas(canvas)
     return canvas
 
 
 def read_pictures(
-    model: MMDiffModel, pictures: Any, sizes: Any = None
+    model: MMDiffModel, pictures: Any, sizes: Any = None, grids: Any = None
 ) -> tuple[Tensor, list[Block] | None]:
     """Pixel values (n, 3, H, W), and the pictures' blocks where the model tiles them.
 
     `pictures` is such a tensor; or, for a model that tiles, a list of pictures or of lists of them
     (one per row): PIL, (H, W, 3) uint8 arrays, or their tiles (n, 3, H, W) with the original
-    (width, height) in `sizes`.
+    (width, height) in `sizes`. A model that takes any size also reads the patches of all pictures
+    with their `grids` (`Patching.blocks`).
     """
+    if grids is not None:
+        if not isinstance(model.tiling, Patching) or not isinstance(pictures, Tensor):
+            raise InputError("image_grid_thw goes with patches, which this model does not read")
+        return pictures, model.tiling.blocks(pictures, grids)
     if model.tiling is None:
         if not isinstance(pictures, Tensor) or pictures.dim() != 4:
             raise InputError("pixel_values must be a tensor (n, 3, H, W) for this model")
@@ -101,16 +111,18 @@ def read_pictures(
     tiles, blocks = [], []
     for number, picture in enumerate(flat):
         if isinstance(picture, Tensor) and picture.is_floating_point():
+            if isinstance(model.tiling, Patching):
+                raise InputError("patches need image_grid_thw: frames, rows, columns per picture")
             if number >= len(given):
                 raise InputError("tiles need image_sizes: (width, height) of every picture")
             size = given[number]
             pixels = picture.view(-1, *picture.shape[-3:])
             grid = grid_of(size, model.tiling)
         else:
-            cut_up = cut(load_image(_array(picture)).image, model.tiling)
+            cut_up = model.tiling.cut(load_image(_array(picture)).image)
             pixels, grid, size = cut_up.pixels.to(model.device), cut_up.grid, cut_up.size
         block = Block(grid, size, model.cells_of(size))
-        if len(pixels) != block.tiles:
+        if isinstance(model.tiling, Tiling) and len(pixels) != block.tiles:
             raise InputError(
                 f"picture {number} of size {size} has {len(pixels)} tiles, not {block.tiles}"
             )
@@ -165,7 +177,7 @@ def left_padded(prompt: Canvas) -> Canvas:
     length = prompt.shape[1]
     order = prompt.valid.long().argsort(dim=1, stable=True)
     columns: dict[str, Any] = {
-        f.name: value.gather(1, order)
+        f.name: value.gather(-1, order.expand_as(value))
         for f in fields(prompt)
         if isinstance(value := getattr(prompt, f.name), Tensor)
     }
@@ -180,8 +192,11 @@ def extend_canvas(prompt: Canvas, draft: Tensor, mask_id: int) -> Canvas:
     """A prompt canvas with an answer region of `draft` ids (B, N) behind it."""
     length = prompt.shape[1]
     holes = draft == mask_id
-    end = prompt.valid.long().sum(1, keepdim=True)
-    steps = torch.arange(draft.shape[1], device=draft.device)
+    position = prompt.position
+    last = position.masked_fill(~prompt.valid, -1).amax(-1, keepdim=True)
+    if position.dim() == 3:  # text behind a picture goes on from its largest number on any axis
+        last = last.amax(0, keepdim=True).expand(3, -1, -1)
+    steps = torch.arange(1, draft.shape[1] + 1, device=draft.device)
     zeros = torch.zeros_like(draft)
     joined = {
         "ids": (prompt.ids, draft),
@@ -191,12 +206,12 @@ def extend_canvas(prompt: Canvas, draft: Tensor, mask_id: int) -> Canvas:
         "block": (prompt.block, zeros + 1),
         "segment": (prompt.segment, prompt.segment[:, -1:].expand_as(draft)),
         "copy": (prompt.copy, zeros),
-        "position": (prompt.position, end + steps),
+        "position": (position, last + steps),
     }
     features = prompt.features
     if features is not None:
         width = length + draft.shape[1]
         cells = features.cells // length * width + features.cells % length
         features = replace(features, cells=cells)
-    tensors: dict[str, Any] = {name: torch.cat(pair, dim=1) for name, pair in joined.items()}
+    tensors: dict[str, Any] = {name: torch.cat(pair, dim=-1) for name, pair in joined.items()}
     return replace(prompt, features=features, prompt_length=length, **tensors)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import block, codes, pictures, samplers, text
+from tests.walk import block, codes, dimple, pictures, samplers, text
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
@@ -24,12 +24,13 @@ LAYOUTS = {
     "llada_v": pictures.llada_v,
     "llada_v_text": text.rediff,
     "mmada": codes.mmada,
+    "dimple": dimple.dimple,
 }
 # Entries that are no checkpoint, by the last part of their id.
 PARTS = {"blockdiff": block.blockdiff, "samplers": samplers.samplers}
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
-OTHERS = ("dimple", "medim")
+OTHERS = ("medim",)
 NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
     "training/",

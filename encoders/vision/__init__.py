@@ -12,6 +12,7 @@ sources: Registry[Callable[..., VisionEncoder]] = Registry(
         "mmdiff.encoders.vision.from_transformers",
         "mmdiff.encoders.vision.from_timm",
         "mmdiff.encoders.vision.from_open_clip",
+        "mmdiff.encoders.vision.from_qwen",
     ),
 )
 

@@ -104,10 +104,19 @@ class Tiling:
             flat=merging == "flat",
         )
 
+    def cut(self, image: Image.Image) -> Tiles:
+        """The tiles of an RGB picture."""
+        return cut(image, self)
+
+    def count(self, size: Size, side: int) -> int:
+        """Visual tokens of a picture of `size`, with side x side projected tokens per tile."""
+        return count(size, self, side)
+
 
 @dataclass(frozen=True)
 class Tiles:
-    """`pixels` (n, 3, size, size), normalised, the whole picture first; `size` of the original."""
+    """`pixels` (n, 3, size, size), normalised, the whole picture first, or patches (n, values);
+    `size` of the original."""
 
     pixels: Tensor
     grid: Size | None

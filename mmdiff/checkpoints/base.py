@@ -15,7 +15,18 @@ from mmdiff.errors import CheckpointError
 from mmdiff.registry import Registry
 
 Json = Mapping[str, Any]
-NAMES = ("own", "llada", "dream", "lavida", "llada_v", "lumina", "mmada", "rediff", "sdar")
+NAMES = (
+    "own",
+    "dimple",
+    "dream",
+    "lavida",
+    "llada",
+    "llada_v",
+    "lumina",
+    "mmada",
+    "rediff",
+    "sdar",
+)
 MODULES = tuple(f"mmdiff.checkpoints.{name}" for name in NAMES)
 
 
@@ -50,7 +61,8 @@ class Family:
     beginnings (published, ours), `{}` standing for a layer number; the first that fits wins and a
     key that fits none is unknown. `unused` are beginnings of published keys that the published code
     itself never reads. `template` is the chat template, used where the folder's tokenizer has none.
-    `system` is the message that opens a conversation, `after_images` follows a message's pictures.
+    `system` is the message that opens a conversation, `after_images` follows a message's pictures,
+    `image` names the token that stands for one, `around_image` what stands before and behind it.
     `mask` names the mask token, `ends` those that end an answer beside end-of-text, `forbidden`
     those never generated. `pictures` is there where the family paints. `hub` lists known hub ids
     with their licence.
@@ -64,6 +76,8 @@ class Family:
     template: str | None = None
     system: str | None = None
     after_images: str = ""
+    image: str | None = None
+    around_image: tuple[str, str] = ("", "")
     mask: str | None = None
     ends: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdiff.checkpoints.base import FAMILIES
+from mmdiff.encoders.vision.patches import Patching
 from mmdiff.errors import CheckpointError
 from mmdiff.processing import ImageSettings, Processor, TextSettings, read_tokenizer
 
@@ -21,10 +22,13 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
 
     The tokenizer also says what config.json may not: mask id, forbidden ids and used rows; they
     are noted in the model's config. Raises CheckpointError where the vocabulary lacks the family's
-    mask token.
+    mask or image token.
     """
     if Processor.saved_in(folder):
-        return Processor.from_pretrained(folder)
+        processor = Processor.from_pretrained(folder)
+        if isinstance(processor.tiling, Patching):
+            model.tiling = processor.tiling
+        return processor
     if model.config.family in FAMILIES:  # one of our folders may have been converted from another
         family = FAMILIES.get(model.config.family)
     if family.template is None or not any((folder / name).is_file() for name in TOKENIZERS):
@@ -34,10 +38,13 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
         tokenizer.chat_template = family.template
     ids = tokenizer.get_vocab()
     config, vision = model.config, model.vision
-    if family.mask is not None and family.mask not in ids:
-        raise CheckpointError(f"{folder}: the tokenizer lacks the token {family.mask!r}")
+    for token in (family.mask, family.image):
+        if token is not None and token not in ids:
+            raise CheckpointError(f"{folder}: the tokenizer lacks the token {token!r}")
     if family.mask is not None:
         config.mask_token_id = ids[family.mask]
+    if family.image is not None:
+        config.image_token_id = ids[family.image]
     config.forbidden_ids = [ids[token] for token in family.forbidden if token in ids]
     used = max(max(ids.values()) + 1, sum(config.codes or ()))
     config.vocab_used = min(model.rows, used)
@@ -47,6 +54,8 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
         end_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
         system=family.system,
         after_images=family.after_images,
+        image_token=family.image,
+        around_image=family.around_image,
     )
     image = ImageSettings.of(vision, model.image_tokens) if vision is not None else ImageSettings()
     return Processor(tokenizer, image, text, model.tiling)

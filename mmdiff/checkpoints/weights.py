@@ -76,19 +76,24 @@ def tensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
 def empty(config: MMDiffConfig, folder: Path) -> MMDiffModel:
     """The model of a config with parameters that have no storage; buffers are real.
 
+    The bounds of pictures that keep their size are those of the folder's preprocessor_config.json.
     Raises CheckpointError where the config describes no model.
     """
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 
+    from mmdiff.encoders.vision.patches import Patching
     from mmdiff.model import MMDiffModel
 
     try:
         with init_empty_weights(include_buffers=False), no_init_weights():
-            return MMDiffModel(config)
+            model = MMDiffModel(config)
     except Exception as error:  # whatever odd sizes make the libraries raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(f"{folder}/config.json describes no model ({reason})") from error
+    if isinstance(model.tiling, Patching):
+        model.tiling = model.tiling.with_file(folder)
+    return model
 
 
 def checked(

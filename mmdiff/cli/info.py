@@ -112,7 +112,8 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     picture = "takes no pictures"
     if vision:
         size = vision["image_size"]
-        picture = f"{size} x {size} pixels -> {facts['tokens_per_picture']} tokens"
+        shape, most = (f"{size} x {size} pixels", "") if size else ("any size", "up to ")
+        picture = f"{shape} -> {most}{facts['tokens_per_picture']} tokens"
     return [
         ("model", facts["model"]),
         ("family", facts["family"]),

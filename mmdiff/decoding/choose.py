@@ -77,7 +77,9 @@ class Accept(Protocol):
         (b,) are their numbers in the whole batch."""
 
 
-ACCEPTS: Registry[type[Accept]] = Registry("accept", modules=("mmdiff.decoding.maskgit",))
+ACCEPTS: Registry[type[Accept]] = Registry(
+    "accept", modules=("mmdiff.decoding.maskgit", "mmdiff.decoding.confident")
+)
 
 
 @ACCEPTS.register("schedule")
@@ -114,10 +116,7 @@ class Scheduled:
         counted = torch.tensor(self.counts(canvas, rows), device=score.device)
         if self.settings.order == "left_to_right":  # where the block ends there is nothing to take
             counted = torch.minimum(counted, (score > float("-inf")).sum(1))
-        heat = self.settings.order_temperature
-        if heat and self.settings.order == "confidence":  # Dream tempers probabilities
-            score = torch.where(score > float("-inf"), probability, score)
-        return draws.choose(score, counted, heat)
+        return draw(score, probability, counted, self.settings, draws)
 
     def counts(self, canvas: Canvas, rows: Tensor) -> list[int]:
         """How many cells each open row accepts now; called once a step."""
@@ -126,6 +125,16 @@ class Scheduled:
             counts.append(self.quota[row][min(self.step[row], len(self.quota[row]) - 1)])
             self.step[row] += 1
         return counts
+
+
+def draw(
+    score: Tensor, probability: Tensor, counts: Tensor, settings: Decoding, draws: Draws
+) -> Tensor:
+    """(b, L) bool: counts (b,) cells of each row, the best or, above order temperature 0, drawn."""
+    heat = settings.order_temperature
+    if heat and settings.order == "confidence":  # Dream tempers probabilities
+        score = torch.where(score > float("-inf"), probability, score)
+    return draws.choose(score, counts, heat)
 
 
 @ACCEPTS.register("dynamic")

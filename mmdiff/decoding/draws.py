@@ -7,8 +7,9 @@ in the order, dtype and shape of that project's code, so that its seeded runs ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Draws:
     cell: Tensor
     shape: tuple[int, int] = (0, 0)
     place: Tensor | None = None
+    accepts: ClassVar[Mapping[str, Any]] = {}  # accept rules of the project's own, by our names
 
     @staticmethod
     def prepare(canvas: Canvas, settings: Decoding) -> None:
@@ -82,7 +84,7 @@ class Draws:
         return top(noisy, counts)
 
 
-PUBLISHED = ("mmdiff.decoding.published", "mmdiff.decoding.published_codes")
+PUBLISHED = tuple(f"mmdiff.decoding.{n}" for n in ("published", "published_codes", "joint"))
 DRAWS: Registry[type[Draws]] = Registry("compat mode", modules=PUBLISHED)
 
 

@@ -90,7 +90,8 @@ class Rules:
         make_cache = cache_maker(model, settings)
         remask, remask_options = parse_rule(settings.remask)
         stop, stop_options = parse_rule(settings.stop)
-        order, make_accept = ORDERS.get(settings.order), ACCEPTS.get(settings.accept)
+        order = ORDERS.get(settings.order)
+        make_accept = draws.accepts.get(settings.accept) or ACCEPTS.get(settings.accept)
         cache: Cache
         if settings.cfg_scale:
             free = free or draws.free(canvas, model.config.mask_token_id)

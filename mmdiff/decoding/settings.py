@@ -23,20 +23,21 @@ class Decoding:
     block_length: int | None = None  # cells decided together; None: the whole answer
     schedule: str = "linear"  # linear | shift | cosine | logit_normal | timestep | rate
     shift: float = 3.0  # of schedule=shift; below 1 reveals many cells early
-    eps: float = 1e-3  # of schedule=timestep and accept=origin: the last time
+    eps: float = 1e-3  # of schedule=timestep, accept=confident and origin: the last time
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
     order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
-    # schedule | threshold | factor | dynamic | entropy_bound | origin | maskgit
+    # schedule | threshold | factor | dynamic | confident | confident_origin | entropy_bound |
+    # origin | maskgit
     accept: str = "schedule"
-    threshold: float = 0.9  # of accept=threshold: accept cells with probability >= threshold
+    threshold: float = 0.9  # accept=threshold: from this probability on; dynamic, confident: above
     factor: float = 1.0  # of accept=factor
     entropy_bound: float = 0.1  # of accept=entropy_bound: of all accepted cells but the last
     temperature: float = 0.0
     temperature_end: float | None = None  # falls from temperature to it over the steps; None: not
     top_p: float = 1.0
     top_k: int = 0  # 0: off
-    # auto (block or prefix where exact) | none | prefix | block | suffix | dual | delayed |
-    # max_logit:ratio=0.9,warmup=0.3,refresh=5
+    # auto (block or prefix where exact) | none | prefix | prefill | block | suffix | dual |
+    # delayed | max_logit:ratio=0.9,warmup=0.3,refresh=5
     cache: str = "auto"
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     # (first id, how many): cells take these ids alone, image codes; None: text, no image codes
@@ -50,7 +51,8 @@ class Decoding:
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
     trace: bool = False  # keep every step
     # Behave as a published project's code, random draws included:
-    # llada | dream | lavida_dream | fast_dllm | sdar | mmada | mmada_image | lumina | lumina_image
+    # llada | dream | lavida_dream | fast_dllm | sdar | mmada | mmada_image | lumina |
+    # lumina_image | dimple | dimple_filtered
     compat: str | None = None
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Decoding:
 
 # What `accept=RULE:value=x` sets.
 VALUES = {name: name for name in ("threshold", "factor", "entropy_bound")}
-VALUES["dynamic"] = "threshold"
+VALUES |= dict.fromkeys(("dynamic", "confident", "confident_origin"), "threshold")
 
 
 def make_decoding(*layers: Mapping[str, Any]) -> Decoding:

@@ -101,6 +101,25 @@ def timestep_counts(masks: int, steps: int, eps: float = 1e-3, at_least: bool = 
     return [n for n in counts if n] if at_least else counts
 
 
+def ratio_share(
+    left: int, total: int, step: int, steps: int, eps: float = 1e-3
+) -> tuple[int, float]:
+    """(cells, chance per cell) that step 0, 1, ... reveals of `left` masked cells of `total`:
+    int(left * (1 - s / t)) and 1 - s / t, all in the last step.
+
+    t = left / total says where the row stands, whatever it revealed before; s is the first time of
+    linspace(1, eps, steps + 1) that lies below t and behind this step and reveals a cell (Dimple
+    `generation_utils.py`, decoding_pipeline="dim").
+    """
+    time = torch.linspace(1, eps, steps + 1)
+    now = torch.tensor(left) / total
+    first = max(int((time >= now).sum()), step + 1)
+    chance = 1 - time[first:-1] / now
+    cells = (left * chance).long()
+    enough = (cells >= 1).nonzero()[:, 0].tolist()
+    return (int(cells[enough[0]]), float(chance[enough[0]])) if enough else (left, 1.0)
+
+
 def rate_counts(masks: int, cells: int, steps: int) -> list[int]:
     """The even split of a block of `cells` cells, for as long as its `masks` last: a block that is
     partly given takes fewer steps, not smaller ones (SDAR `generate.py`). The last count may be

@@ -47,6 +47,15 @@ TINY_QWEN = TINY_IDS | {
     "intermediate_size": 48,
     "max_position_embeddings": 64,
 }
+TINY_QWEN_TOWER = {
+    "depth": 2,
+    "fullatt_block_indexes": [1],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "out_hidden_size": 20,
+    "window_size": 56,
+}
 
 
 TINY_SDAR = TINY_QWEN | {"head_dim": 8}
@@ -69,6 +78,9 @@ def tiny(name: str) -> dict[str, Any]:
         config["vision_config"] = TINY_TOWER
     if name.startswith("lavida"):
         config["image_grid_pinpoints"] = [[28, 56], [56, 28], [56, 56]]
+    if name == "dimple":
+        config |= {"image_token_id": 59, "mrope_section": [2, 1, 1]}
+        config["vision_config"] = config["vision_config"] | TINY_QWEN_TOWER
     return config
 
 
@@ -79,9 +91,12 @@ def shapes(config: dict[str, Any]) -> Shapes:
     if "d_model" in config:
         made = olmo(config)
     else:
-        made = llama(config, biases="dream" in config["model_type"].lower())
+        dreamlike = any(word in config["model_type"].lower() for word in ("dream", "dimple"))
+        made = llama(config, biases=dreamlike)
     if "mm_vision_tower" in config:
         made |= pictures(config)
+    if "mrope_section" in config:
+        made |= qwen_pictures(config)
     return made
 
 
@@ -184,6 +199,32 @@ def siglip(top: str, tower: dict[str, Any], layers: int) -> Shapes:
     return made
 
 
+def qwen_pictures(config: dict[str, Any]) -> Shapes:
+    """Qwen2.5-VL's tower and Dimple's projector."""
+    tower, language = config["vision_config"], config["hidden_size"]
+    width, inner, out = tower["hidden_size"], tower["intermediate_size"], tower["out_hidden_size"]
+    patch, merged = tower["patch_size"], width * tower["spatial_merge_size"] ** 2
+    made: Shapes = {
+        "visual.patch_embed.proj.weight": (width, 3, tower["temporal_patch_size"], patch, patch),
+        "visual.merger.ln_q.weight": (width,),
+    }
+    maps = {
+        "visual.merger.mlp.0": (merged, merged),
+        "visual.merger.mlp.2": (out, merged),
+        "img_projector.linear_1": (language, out),
+        "img_projector.linear_2": (language, language),
+    }
+    for i in range(tower["depth"]):
+        layer = f"visual.blocks.{i}."
+        made |= {f"{layer}norm{n}.weight": (width,) for n in (1, 2)}
+        maps |= {f"{layer}attn.qkv": (3 * width, width), f"{layer}attn.proj": (width, width)}
+        maps |= {f"{layer}mlp.{name}_proj": (inner, width) for name in ("gate", "up")}
+        maps |= {f"{layer}mlp.down_proj": (width, inner)}
+    for name, shape in maps.items():
+        made |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return made
+
+
 def random_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
@@ -216,3 +257,18 @@ def write_shards(folder: Path, parts: list[dict[str, Tensor]]) -> list[Path]:
         where |= dict.fromkeys(part, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return [folder / name for name in names]
+
+
+def write_tokenizer(folder: Path, rows: int, named: dict[int, str]) -> None:
+    """A byte tokenizer of `rows` ids, those in `named` being special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())))
+    words = {i: named.get(i) or letters.get(i) or f"unused{i}" for i in range(rows)}
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in words.items()}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(named.values()))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(folder)

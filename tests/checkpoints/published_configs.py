@@ -186,6 +186,34 @@ LUMINA = LLADA_8B | {  # rows as MMaDA's: what the published file says is not kn
     "embedding_size": 134656,
     "vocab_size": 134656,
 }
+# Published in pieces: Dream's values, Qwen2.5-VL's tower, the defaults of its configuration class.
+DIMPLE = DREAM_7B | {
+    "model_type": "dimple",
+    "architectures": ["DimpleModel"],
+    "full_attn_mask": True,
+    "image_token_id": 151655,
+    "mrope_section": [16, 24, 24],
+    "video_token_id": 151656,
+    "vision_config": {
+        "depth": 32,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "in_channels": 3,
+        "intermediate_size": 3420,
+        "model_type": "dimple",
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,
+    },
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+    "vision_token_id": 151654,
+}
 PUBLISHED = {
     "llada": LLADA_8B,
     "dream": DREAM_7B,
@@ -197,4 +225,5 @@ PUBLISHED = {
     "sdar-vl": SDAR_VL,
     "mmada": MMADA,
     "lumina": LUMINA,
+    "dimple": DIMPLE,
 }

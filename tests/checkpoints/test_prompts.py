@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import mmdiff
 from mmdiff.cli.main import main
 from mmdiff.errors import CheckpointError
 from mmdiff.processing import PLACEHOLDER
+from tests.checkpoints.helpers import write_tokenizer
 from tests.walk.core import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -40,7 +39,7 @@ LAYOUTS = {
 }
 
 
-def folder_with_tokenizer(layout, target, leave_out=()):
+def folder_with_tokenizer(layout, target):
     """A golden checkpoint's folder with a byte tokenizer that has the published special tokens."""
     entry = ENTRIES[layout]
     target.mkdir()
@@ -48,15 +47,7 @@ def folder_with_tokenizer(layout, target, leave_out=()):
         shutil.copy(GOLDEN / entry["files"][role], target)
     rows = json.loads((target / "config.json").read_text())["vocab_size"]
     named = {entry["token_ids"][role]: token for role, token in LAYOUTS[layout].items()}
-    letters = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet())))
-    words = {i: named.get(i) or letters.get(i) or f"unused{i}" for i in range(rows - 2)}
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in words.items()}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token in named.values() if token not in leave_out]
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-    fast.save_pretrained(target)
+    write_tokenizer(target, rows - 2, named)
     return target, entry["token_ids"]
 
 
@@ -123,7 +114,7 @@ def test_a_tokenizer_without_the_mask_token_is_refused(tmp_path):
         mmdiff.load(folder)
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "llada_v_text"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "llada_v_text", "dimple"])
 def test_info_describes_every_family(layout, capsys):
     folder = (GOLDEN / ENTRIES[layout]["files"]["config"]).parent
     assert main(["info", str(folder), "--json"]) == 0

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmdiff.decoding.choose import ACCEPTS, ORDERS, within_bound
+from mmdiff.decoding.draws import DRAWS as DRAWS_OF
 from mmdiff.decoding.draws import Draws, top
 from mmdiff.decoding.loop import set_blocks
 from mmdiff.decoding.propose import propose
 from mmdiff.decoding.settings import Decoding
-from mmdiff.diffusion.schedule import rate_counts, reveal_counts, timestep_counts
+from mmdiff.diffusion.schedule import rate_counts, ratio_share, reveal_counts, timestep_counts
 from mmdiff.errors import SettingError
 from mmdiff.processing import collate, prompt_row
 
@@ -317,3 +318,87 @@ def test_entropy_bound_reads_the_entropy_of_the_order():
     assert got.tolist() == [[True, True, False, True]]
     with pytest.raises(SettingError, match="use it with order=entropy"):
         ACCEPTS.get("entropy_bound")(Decoding(accept="entropy_bound"), canvas("x"))
+
+
+# Confident decoding
+
+
+def brute_share(left, total, step, steps, eps):
+    time = [1 - i * (1 - eps) / steps for i in range(steps + 1)]
+    now = left / total
+    below = [s for i, s in enumerate(time) if s < now and i > step and i < steps]
+    cells = [(int(left * (1 - s / now)), 1 - s / now) for s in below]
+    return next((pair for pair in cells if pair[0] >= 1), (left, 1.0))
+
+
+@pytest.mark.parametrize(("total", "steps", "eps"), [(14, 14, 1e-3), (13, 5, 0.01), (40, 7, 0.2)])
+def test_ratio_share_equals_the_loop(total, steps, eps):
+    for step in range(steps):
+        for left in range(1, total + 1):
+            cells, chance = ratio_share(left, total, step, steps, eps)
+            wanted = brute_share(left, total, step, steps, eps)
+            assert (cells, chance) == (wanted[0], pytest.approx(wanted[1], abs=1e-5))
+    assert ratio_share(1, 10**6, 0, 512) == (1, 1.0)  # below the last time
+
+
+def decide(rule, chance, holes, settings, draws=DRAWS):
+    """What a rule accepts of rows with these probabilities, at one step."""
+    made = canvas(*holes)
+    start = made.prompt_length
+    score = torch.full(made.shape, -INF)
+    score[:, start:] = torch.where(made.masked[:, start:], torch.tensor(chance), -INF)
+    got = rule(score, score.clamp(min=0), made, torch.arange(len(holes)), draws)
+    return [row.nonzero()[:, 0].tolist() for row in got[:, start:]]
+
+
+def test_confident_takes_the_sure_cells_else_the_schedule():
+    settings = Decoding(max_new_tokens=4, steps=2, threshold=0.5)
+    holes, chance = ("xxxx", "xxxx", "x.xx"), [[0.6, 0.2, 0.5, 0.7]] + [[0.1, 0.4, 0.2, 0.3]] * 2
+    rule = ACCEPTS.get("confident")(settings, canvas(*holes))
+    assert decide(rule, chance, holes, settings) == [[0, 3], [1], [3]]
+    # The last step takes all, whatever the threshold says.
+    assert decide(rule, chance, holes, settings) == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("name", ["confident", "confident_origin"])
+def test_confident_rows_do_not_depend_on_each_other(name):
+    settings = Decoding(max_new_tokens=6, steps=3, threshold=0.8, accept=name)
+    holes = ("xxxxxx", "x.xx.x", "xx....")
+    chance = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)).tolist()
+    keys = [
+        (row, cell) for row, text in enumerate(holes) for cell, c in enumerate(text) if c == "x"
+    ]
+
+    def run(numbers):
+        own = [(row, cell) for row, cell in keys if row in numbers]
+        seed, cell = (torch.tensor(part) for part in zip(*own, strict=True))
+        draws = Draws(seed, torch.zeros_like(seed), cell)
+        texts = [holes[n] for n in numbers]
+        rule = ACCEPTS.get(name)(settings, canvas(*texts))
+        return decide(rule, [chance[n] for n in numbers], texts, settings, draws)
+
+    assert run([0, 1, 2]) == [run([n])[0] for n in range(3)]
+
+
+def test_confident_origin_draws_each_cell():
+    settings = Decoding(max_new_tokens=4, steps=4, threshold=1.0)
+    holes = ("xxxx",) * 300
+    rule = ACCEPTS.get("confident_origin")(settings, canvas(*holes))
+    seed = torch.arange(300).repeat_interleave(4)
+    draws = Draws(seed, torch.zeros_like(seed), torch.arange(4).repeat(300))
+    taken = sum(map(len, decide(rule, [[0.5] * 4] * 300, holes, settings, draws)))
+    chance = ratio_share(4, 4, 0, 4)[1]
+    assert taken / 1200 == pytest.approx(chance, abs=4 * math.sqrt(0.25 / 1200))
+
+
+def test_dimple_decides_over_the_whole_batch():
+    """Under compat one sure cell of a batch keeps every other row waiting."""
+    settings = Decoding(max_new_tokens=3, steps=3, threshold=0.5, compat="dimple")
+    holes, chance = ("xxx", "xxx"), [[0.1, 0.6, 0.2], [0.3, 0.4, 0.2]]
+    joint = DRAWS_OF.get("dimple").accepts["confident"](settings, canvas(*holes))
+    assert decide(joint, chance, holes, settings) == [[1], []]
+    unsure = [[0.1, 0.2, 0.2], [0.3, 0.4, 0.2]]
+    joint = DRAWS_OF.get("dimple").accepts["confident"](settings, canvas(*holes))
+    assert decide(joint, unsure, holes, settings) == [[], [1]]  # int(6 (1 - s / t)) = 1
+    alone = ACCEPTS.get("confident")(settings, canvas(*holes))
+    assert decide(alone, chance, holes, settings) == [[1], [1]]

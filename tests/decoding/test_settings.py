@@ -31,6 +31,12 @@ def test_threshold_from_a_rule_option():
     assert make_decoding({"accept": "threshold:value=0.7", "threshold": 0.2}).threshold == 0.7
 
 
+@pytest.mark.parametrize("rule", ["confident", "confident_origin"])
+def test_confident_rules_have_a_threshold_too(rule):
+    made = make_decoding({"accept": f"{rule}:value=0.7"})
+    assert (made.accept, made.threshold) == (rule, 0.7)
+
+
 def test_a_later_threshold_beats_an_earlier_rule_option():
     checkpoint, user = {"accept": "threshold:value=0.5"}, {"threshold": 0.9}
     assert make_decoding(checkpoint, user).threshold == 0.9

@@ -261,4 +261,4 @@ def test_mistakes(spec, message):
 
 
 def test_the_sources():
-    assert sources.names() == ["open_clip", "timm", "transformers"]
+    assert sources.names() == ["open_clip", "qwen2_5_vl", "timm", "transformers"]
