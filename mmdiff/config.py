@@ -35,6 +35,9 @@ _NAMES: dict[Any, str] = {
 def build(cls: type[T], mapping: Mapping[str, Any], where: str = "settings") -> T:
     """Fill the dataclass `cls` from `mapping`, nested dataclasses included.
 
+    A class with a static method `expand` gets what was written through it first: that turns
+    shorthand, such as a preset's name, into the settings it stands for.
+
     `where` names the source in errors, such as a file. A ValueError or SettingError raised by the
     class's own `__post_init__` is reported with it.
     """
@@ -42,6 +45,11 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "settings") -> 
 
 
 def _build(cls: Any, mapping: Any, where: str, prefix: str) -> Any:
+    if hasattr(cls, "expand"):
+        try:
+            mapping = cls.expand(mapping)
+        except SettingError as error:
+            raise SettingError(f"{where}: {prefix}{error}") from error
     if not isinstance(mapping, Mapping):
         name = f"{prefix.rstrip('.')} must be" if prefix else "expected"
         raise SettingError(f"{where}: {name} a group of settings, got {mapping!r}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import block, codes, dimple, pictures, samplers, text
+from tests.walk import block, codes, dimple, masks, pictures, samplers, text, training
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
@@ -27,13 +27,25 @@ LAYOUTS = {
     "dimple": dimple.dimple,
 }
 # Entries that are no checkpoint, by the last part of their id.
-PARTS = {"blockdiff": block.blockdiff, "samplers": samplers.samplers}
+PARTS = {
+    "blockdiff": block.blockdiff,
+    "samplers": samplers.samplers,
+    "llada_loss": training.llada,
+    "lavida_complementary_loss": training.lavida,
+    "mdlm_continuous_loss": training.mdlm,
+    "bd3lm_loss": training.bd3lm,
+    "llada_get_log_likelihood": training.log_likelihood,
+    "dimple_loss": training.dimple,
+    "dllm_mdlm_loss_and_cart": training.dllm,
+    "attention_masks": masks.attention_masks,
+    "position_dependent_masking": training.position_dependent,
+}
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
 OTHERS = ("medim",)
 NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
-    "training/",
+    *(f"training/{name}" for name in ("rl_token", "gdpo", "vrpo", "tracerl")),
     "vla/",
     "eval/",
     "audio/",

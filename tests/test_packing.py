@@ -48,7 +48,7 @@ def packed_and_separate(model, copies):
 @torch.inference_mode()
 def test_a_packed_row_equals_separate_rows(model, layout, weight, copies):
     model.config.attention_layout = layout
-    for kind in ("answer", "masked", "row", "root"):
+    for kind in ("answer", "masked", "row", "root", "group", "examples"):
         objective = Objective(complementary=copies == 2, weight=weight, denominator=kind)
         one, split, two, both = (
             float(batch_loss(model, batch, objective))

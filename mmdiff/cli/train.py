@@ -75,7 +75,10 @@ def read_recipe(name: str, over: dict[str, Any]) -> Recipe:
     from mmdiff.training.recipe import Recipe
 
     path = find_recipe(name)
-    return build(Recipe, merge(read_yaml(path), over), str(path))
+    written = read_yaml(path)
+    if isinstance(written.get("objective"), str):  # so that `over` may change one of its settings
+        written["objective"] = {"preset": written["objective"]}
+    return build(Recipe, merge(written, over), str(path))
 
 
 def find_recipe(name: str) -> Path:

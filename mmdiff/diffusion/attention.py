@@ -7,6 +7,7 @@ copy (or is clean, copy 0), and the layout agrees:
 * causal: keys of no later column;
 * block: clean keys of no later block; for a noisy query, clean keys of strictly earlier blocks and
   its own copy of its own block (BD3-LM's mask, arXiv:2503.09573 §3.2);
+* causal_block: as block, and within its own copy no later column (I-DLM, arXiv:2604.11035);
 * prefix: as block with all answer cells in one block, so the prompt never sees the answer
   (LaViDa's prefix layout, arXiv:2505.16839 §3.2) and its keys and values can be kept exactly.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.errors import SettingError
 
-LAYOUTS = ("full", "causal", "prefix", "block")
+LAYOUTS = ("full", "causal", "prefix", "block", "causal_block")
 
 # exp(-6e4) is exactly 0 in every float type and -6e4 is finite in every one, so autocast to a
 # narrower type cannot turn a padded row into NaN as the type's own minimum would.
@@ -77,6 +78,8 @@ def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
     if layout == "prefix":
         block_q, block_k = block_q.clamp(max=1), block_k.clamp(max=1)
     own = same_copy & torch.where(copy_q == 0, block_k <= block_q, block_k == block_q)
+    if layout == "causal_block":
+        own = own & (key.column <= query.column[:, None])
     earlier_clean = (copy_k == 0) & (copy_q > 0) & (block_k < block_q)
     return see & (own | earlier_clean)
 

@@ -1,6 +1,7 @@
-"""The weighted masked cross-entropy: weight, denominator and shift as independent settings.
+"""The weighted masked cross-entropy: weight and denominator as independent settings.
 
-loss = sum over masked cells of w_i CE_i / denominator. The table of what published trainers really
+loss = sum over scored cells of w_i CE_i / denominator. The scored cells are the masked ones, and
+with ReDiff's revision the answer's other cells, too. The table of what published trainers really
 compute is in docs/training.md; each is a choice of these settings.
 """
 
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from mmdiff.errors import SettingError
 
-WEIGHTS = ("one", "inverse_p", "elbo")
-DENOMINATORS = ("answer", "masked", "row", "root", "batch")
+WEIGHTS = ("one", "inverse_p", "elbo", "cart")
+DENOMINATORS = ("answer", "masked", "row", "root", "group", "examples", "batch")
+MASKED, REPLACED, KEPT = range(3)  # the groups of denominator=group
 
 
 def cell_weight(
     p: Tensor, copy: Tensor, weight: str = "one", slope: Tensor | None = None
 ) -> Tensor:
-    """w_i (B, L) from the mask probability p of each cell.
+    """w_i (B, L) from the mask probability p of each cell (`cart`: see `cart_weight`).
 
     `one`: LaViDa, Dimple. `inverse_p`: 1 / p (LLaDA, GUIDELINES.md). `elbo`: p'(t) / p with `slope`
     p'(t), the exact bound for any schedule (MDLM, arXiv:2406.07524). The second half of a
@@ -41,30 +43,44 @@ def visible_weight(p: Tensor, masked: Tensor, least: float = 0.3) -> Tensor:
     return torch.where(masked, 1.0, 1 - (1 - least) * (1 - p))
 
 
+def cart_weight(masked: Tensor, position: Tensor, see: Tensor, p: float = 0.3) -> Tensor:
+    """w_n (B, L) = 1/2 sum over the given cells i that n sees of p (1 - p)^(|n - i| - 1).
+
+    Dream's context-adaptive weight (CART, arXiv:2508.15487 eq. 5): cells with near context count
+    more. `masked` and `position` are (B, L), `see` (B, L, L) bool; 0 for cells that are not masked.
+    """
+    distance = (position[:, :, None] - position[:, None, :]).abs()
+    near = p * (1 - p) ** (distance - 1).clamp(min=0)
+    given = see & ~masked[:, None, :] & (distance > 0)
+    return torch.where(masked, 0.5 * (near * given).sum(2), 0.0)
+
+
 def denominator(
     writable: Tensor,
-    masked: Tensor,
+    scored: Tensor,
     copy: Tensor,
     kind: str = "answer",
     segment: Tensor | None = None,
+    group: Tensor | None = None,
 ) -> Tensor:
     """What cells are divided by, (B, 1), or (B, L) where examples share a row as its segments.
 
     `answer`: answer cells of the batch, a complementary pair counted once (LaViDa); `masked`:
-    masked cells of the batch (Dimple); `row`: each example by its n answer cells, then by the
+    scored cells of the batch (Dimple); `row`: each example by its n answer cells, then by the
     examples (LLaDA SFT); `root`: each by sqrt(n), then by the sum of sqrt(n) over examples (the
     square averaging of InternVL2.5, arXiv:2412.05271: between `answer`, where long answers rule,
-    and `row`, where short ones do); `batch`: B * L (LLaDA pre-training). Never below 1, so empty
-    rows stay finite.
+    and `row`, where short ones do); `group`: the example's scored cells of the cell's `group`
+    (B, L; MASKED, REPLACED or KEPT) in its copy, then the examples (ReDiff); `examples`: the
+    examples (dllm's `batch`); `batch`: B * L (LLaDA pre-training). Never below 1, so empty rows
+    stay finite.
     """
-    answer = writable & (copy != 2)
     rows = writable.shape[0]
-    if kind in ("row", "root"):
-        return _by_example(writable, answer, kind, segment)
+    if kind in ("row", "root", "group", "examples"):
+        return _by_example(writable, scored, copy, kind, segment, group)
     if kind == "answer":
-        total = answer.sum()
+        total = (writable & (copy != 2)).sum()
     elif kind == "masked":
-        total = masked.sum()
+        total = scored.sum()
     elif kind == "batch":
         total = torch.tensor(writable.numel(), device=writable.device)
     else:
@@ -73,33 +89,65 @@ def denominator(
     return total.clamp(min=1).expand(rows, 1)
 
 
-def _by_example(writable: Tensor, answer: Tensor, kind: str, segment: Tensor | None) -> Tensor:
-    """`row` and `root`: an example is a row, or a segment of one."""
+def _by_example(
+    writable: Tensor,
+    scored: Tensor,
+    copy: Tensor,
+    kind: str,
+    segment: Tensor | None,
+    group: Tensor | None,
+) -> Tensor:
+    """The kinds that count by example: an example is a row, or a segment of one."""
+    answer = writable & (copy != 2)
     if segment is None:
         segment = torch.zeros_like(writable, dtype=torch.long)
     # A second half in a row of its own belongs to the example of its twin's row.
     twin = writable.any(1, keepdim=True) & ~answer.any(1, keepdim=True)
-    cells = torch.zeros(len(writable), int(segment.max()) + 1, device=writable.device)
-    cells.scatter_add_(1, segment, torch.where(twin, writable, answer).float())
+    cells = _counts(segment, torch.where(twin, writable, answer))
     if kind == "root":
         cells = cells.sqrt()
         share = cells.sum(1, keepdim=True)
     else:  # a row without an answer is one example, too
         share = (cells > 0).sum(1, keepdim=True).clamp(min=1)
     examples = share[~twin].sum().clamp(min=1)
+    if kind == "examples":
+        return examples.expand(len(writable), 1)
+    if kind == "group" and group is not None:
+        segment = (segment * 3 + copy) * 3 + group
+        cells = _counts(segment, scored)
     return cells.gather(1, segment).clamp(min=1) * examples
 
 
-def masked_loss(
-    logits_KV: Tensor, targets_K: Tensor, weight_K: Tensor, denominator_K: Tensor
-) -> Tensor:
-    """Scalar: sum of weight * cross-entropy / denominator over the K masked cells (0 if K = 0).
+def _counts(number: Tensor, counted: Tensor) -> Tensor:
+    """(B, n) float: how many of the `counted` cells (B, L) of each row bear each number."""
+    cells = torch.zeros(len(number), int(number.max()) + 1, device=number.device)
+    return cells.scatter_add_(1, number, counted.float())
 
-    Logits are those of the masked cells alone, in row-major order: the head never runs on others.
+
+def cross_entropy(logits_KV: Tensor, targets_K: Tensor, without: int | None = None) -> Tensor:
+    """(K,) of each cell, in float32 at least; the id `without` takes no part in the softmax (the
+    mask token in MDLM's SUBS parametrisation)."""
+    logits = logits_KV if logits_KV.dtype == torch.float64 else logits_KV.float()
+    if without is not None:
+        column = torch.arange(logits.shape[1], device=logits.device) == without
+        logits = logits.masked_fill(column, float("-inf"))
+    return F.cross_entropy(logits, targets_K, reduction="none")
+
+
+def masked_loss(
+    logits_KV: Tensor,
+    targets_K: Tensor,
+    weight_K: Tensor,
+    denominator_K: Tensor,
+    without: int | None = None,
+) -> Tensor:
+    """Scalar: sum of weight * cross-entropy / denominator over the K scored cells (0 if K = 0).
+
+    Logits are those of the scored cells alone, in row-major order: the head never runs on others.
     """
     if targets_K.numel() == 0:
         return logits_KV.sum() * 0
-    ce = F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
+    ce = cross_entropy(logits_KV, targets_K, without)
     return (ce * weight_K / denominator_K).sum()
 
 

@@ -20,22 +20,45 @@ from mmdiff.errors import SettingError, nearest
 GOLDEN_RATIO = 0.6180339887498949
 
 
+NOISE_SCHEDULES = ("linear", "cosine", "mdlm_linear", "mdlm_cosine", "mdlm_log")
+
+
 def mask_probability(t: Tensor, schedule: str = "linear", eps: float = 1e-3) -> Tensor:
-    """p(t) in [eps, 1]: linear (1 - eps) t + eps (LLaDA), cosine 1 - (1 - eps) cos(pi t / 2)."""
+    """p(t). From eps to 1: linear (1 - eps) t + eps (LLaDA), cosine 1 - (1 - eps) cos(pi t / 2).
+
+    From 0 to 1 - eps, as MDLM's `noise_schedule.py` has them: mdlm_linear (1 - eps) t and
+    mdlm_cosine (1 - eps) (1 - cos(pi t / 2)). mdlm_log: log p is linear in t, from `log_ends(eps)`
+    (MDLM's importance sampling, and its change of variables: the weight of the bound is constant).
+    """
     if schedule == "linear":
         return (1 - eps) * t + eps
     if schedule == "cosine":
         return 1 - (1 - eps) * torch.cos(math.pi / 2 * t)
-    raise SettingError(unknown("noise schedule", schedule, ("linear", "cosine")))
+    if schedule == "mdlm_linear":
+        return (1 - eps) * t
+    if schedule == "mdlm_cosine":
+        return (1 - eps) * (1 - torch.cos(math.pi / 2 * t))
+    if schedule == "mdlm_log":
+        first, last = log_ends(eps)
+        return torch.exp(first + (last - first) * t)
+    raise SettingError(unknown("noise schedule", schedule, NOISE_SCHEDULES))
 
 
 def mask_slope(t: Tensor, schedule: str = "linear", eps: float = 1e-3) -> Tensor:
     """p'(t), so that p'(t) / p(t) is the weight of the bound."""
-    if schedule == "linear":
+    if schedule in ("linear", "mdlm_linear"):
         return torch.full_like(t, 1 - eps)
-    if schedule == "cosine":
+    if schedule in ("cosine", "mdlm_cosine"):
         return (1 - eps) * math.pi / 2 * torch.sin(math.pi / 2 * t)
-    raise SettingError(unknown("noise schedule", schedule, ("linear", "cosine")))
+    if schedule == "mdlm_log":
+        first, last = log_ends(eps)
+        return (last - first) * mask_probability(t, schedule, eps)
+    raise SettingError(unknown("noise schedule", schedule, NOISE_SCHEDULES))
+
+
+def log_ends(eps: float) -> tuple[float, float]:
+    """log p(0) and log p(1) of mdlm_log: log(1 - e^-eps), log(1 - eps)."""
+    return math.log(-math.expm1(-eps)), math.log1p(-eps)
 
 
 def sample_times(index: Tensor, seed: int, epoch: int = 0) -> Tensor:
@@ -46,6 +69,12 @@ def sample_times(index: Tensor, seed: int, epoch: int = 0) -> Tensor:
     """
     start = uniform(torch.tensor([seed]), torch.tensor([epoch]), torch.tensor([0x7133]))
     return torch.frac(start.to(index.device) + GOLDEN_RATIO * index.double())
+
+
+def stratified_times(u: Tensor, place: Tensor, strata: int) -> Tensor:
+    """t in [0, 1), one from each of `strata` equal parts: ((place + u) / strata) mod 1, with `u`
+    uniform and `place` the number of the part (MDLM and BD3-LM, `_sample_t`)."""
+    return torch.remainder((place + u) / strata, 1)
 
 
 def reveal_counts(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -13,22 +12,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmdiff.canvas import Canvas
 from mmdiff.data.source import SOURCES, Sample, Source
-from mmdiff.diffusion.schedule import sample_times, uniform
+from mmdiff.diffusion.arrange import with_context
+from mmdiff.diffusion.schedule import sample_times, stratified_times, uniform
 from mmdiff.heads.base import user_message
 from mmdiff.processing import Processor, Row, collate, packed_row, prompt_row
-
-if TYPE_CHECKING:
-    from mmdiff.training.recipe import Recipe
+from mmdiff.training.recipe import Objective, Recipe
 
 SEGMENTS = 1024  # more segments than any row packs: index * SEGMENTS + segment numbers every answer
+BLOCKS = 4096  # more blocks than any answer has
 
 
 @dataclass
 class Batch:
-    """A clean canvas, and per cell (B, L) the time t of its answer and a uniform number u.
+    """A clean canvas, and per cell (B, L) the time in [0, 1] of its answer or block and a uniform
+    number u.
 
     `anchor_cells` (A,) are flat canvas cells, `anchor_words` (A,) ids of words that hold there,
-    `empty_cells` (E,) picture cells in which no object has its centre.
+    `empty_cells` (E,) picture cells in which no object has its centre. For revision (ReDiff)
+    `given` (B, L) ids stand in the unmasked cells that `replaced` (B, L) marks, and `corrected`
+    (B,) marks rows that are a draft with known faults: nothing is masked there, and its replaced
+    cells alone are scored.
     """
 
     canvas: Canvas
@@ -37,34 +40,56 @@ class Batch:
     anchor_cells: Tensor | None = None
     anchor_words: Tensor | None = None
     empty_cells: Tensor | None = None
+    given: Tensor | None = None
+    replaced: Tensor | None = None
+    corrected: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if getattr(self, f.name) is not None
+        }
+        return replace(self, **moved)
 
 
 Pair = tuple[list[int], list[int]]  # expanded prompt ids, answer ids with end-of-text padding
 
 
-def encode_turns(sample: Sample, processor: Processor, seed: int) -> list[Pair]:
-    """Ids of every turn. Answers get end-of-text padding to a random length, short ones more often,
-    which teaches any size of answer region."""
+def encode_turns(
+    sample: Sample, processor: Processor, seed: int, padding: str = "random"
+) -> list[Pair]:
+    """Ids of every turn, and end-of-text behind its answer: a random number of cells, few ones more
+    often, which teaches any size of answer region (`random`); `one`; all its `room`."""
     pairs = []
     for number, turn in enumerate(sample.turns):
         prompt = processor.expand(processor.prompt_ids([user_message(turn.request, 1)]))
         answer = processor.encode(turn.answer)
         key = (torch.tensor(k) for k in (seed, sample.index, number, 0x9AD))
         room = max(0, turn.cells - len(answer) - 1)
-        padding = 1 + min(room, int((room + 1) * float(uniform(*key)) ** 3))
-        pairs.append((prompt, answer + [processor.end_id] * padding))
+        cells = {"random": int((room + 1) * float(uniform(*key)) ** 3), "one": 0, "room": room}
+        ends = 1 + min(room, cells[padding])
+        pairs.append((prompt, answer + [processor.end_id] * ends))
     return pairs
 
 
-def pack(pairs: list[Pair], image_id: int | None, copies: int, cells: int, image: int) -> Row:
-    """One row of at most `cells` cells: the picture, the first turn, later turns that fit. The
-    picture alone for 0 cells."""
+def pack(
+    pairs: list[Pair],
+    image_id: int | None,
+    copies: int,
+    cells: int,
+    image: int,
+    context: bool = False,
+) -> Row:
+    """One row of at most `cells` cells: the picture, the first turn, later turns that fit, each
+    with room for a clean twin of its answer where the objective needs that `context`. The picture
+    alone for 0 cells."""
     first = pairs[0][0]
     last = max(i for i, x in enumerate(first) if x == image_id) + 1
     room = cells - last
     kept = []
     for number, (prompt, answer) in enumerate(pairs):
-        size = len(prompt) - last + copies * len(answer)
+        size = len(prompt) - last + (copies + context) * len(answer)
         if (number == 0 and cells) or size <= room:
             kept.append((prompt[last:], answer))
             room -= size
@@ -93,12 +118,14 @@ class Batches(Dataset):
         self.source, self.processor, self.recipe = source, processor, recipe
         self.packed, self.split = packed, split
         self.copies = 2 if recipe.objective.complementary else 1
+        self.words = plain_ids(processor) if recipe.objective.replace else []
 
     def __len__(self) -> int:
         return self.recipe.max_steps
 
     def __getitem__(self, step: int) -> Batch:
         recipe, processor = self.recipe, self.processor
+        objective = recipe.objective
         first = step * recipe.batch_size
         # In the anchor steps a row is its picture alone.
         alone = self.split == "train" and step < recipe.anchor_steps
@@ -110,24 +137,36 @@ class Batches(Dataset):
         rows: list[Row] = []
         owner: list[int] = []
         for number, sample in enumerate(samples):
-            pairs = encode_turns(sample, processor, recipe.seed)
+            pairs = encode_turns(sample, processor, recipe.seed, objective.padding)
             if self.packed or alone:
                 image_id = processor.image_token_id
                 room = 0 if alone else recipe.row_cells
-                made = [pack(pairs, image_id, self.copies, room, number)]
+                context = objective.block > 0
+                made = [pack(pairs, image_id, self.copies, room, number, context)]
             else:
                 made = separate(pairs, self.copies, number)
             rows += made
             owner += [sample.index] * len(made)
         pixels = processor.pixels([s.image for s in samples])
         # Packed rows are all padded to one length: compiled code then fits every step.
-        length = recipe.row_cells if self.packed and not alone else 0
+        length = recipe.row_cells if self.packed and not alone and not objective.block else 0
         canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, length)
-        batch = with_noise(canvas, torch.tensor(owner), recipe.seed)
-        if recipe.objective.anchors and self.split == "train":
+        if objective.block:
+            canvas = with_context(canvas, objective.block)
+        index = torch.tensor(owner)
+        batch = with_noise(canvas, index, recipe.seed, objective, recipe.batch_size)
+        if objective.replace:
+            batch = with_replacements(batch, index, recipe.seed, objective.replace, self.words)
+        if objective.anchors and self.split == "train":
             found = anchor_targets(samples, canvas, processor)
             batch.anchor_cells, batch.anchor_words, batch.empty_cells = found
         return batch
+
+
+def plain_ids(processor: Processor) -> list[int]:
+    """Ids of the vocabulary without special and added tokens."""
+    added = set(processor.tokenizer.get_added_vocab().values())
+    return [i for i in range(len(processor.tokenizer)) if i not in added]
 
 
 def anchor_targets(
@@ -162,12 +201,48 @@ def anchor_targets(
     return torch.tensor(cells).long(), torch.tensor(words).long(), torch.tensor(empty).long()
 
 
-def with_noise(canvas: Canvas, index: Tensor, seed: int) -> Batch:
-    """t by answer number, u by (answer, position): both halves of a pair share them."""
+def with_noise(
+    canvas: Canvas,
+    index: Tensor,
+    seed: int,
+    objective: Objective | None = None,
+    strata: int = 1,
+) -> Batch:
+    """Times by answer number, one per block where the objective has blocks, and u by (answer,
+    position): both halves of a pair share them. `index` (B,) are the rows' sample numbers, `strata`
+    the samples of a step."""
+    objective = objective or Objective()
     answer = index[:, None] * SEGMENTS + canvas.segment
-    time = sample_times(answer, seed).float()
+    number = answer * BLOCKS + canvas.block if objective.block else answer
+    if objective.times == "golden":
+        time = sample_times(number, seed)
+    else:
+        time = uniform(torch.tensor(seed), number, torch.tensor(0x71ED))
+    if objective.times == "stratified":
+        place = (index[:, None] + canvas.segment + canvas.block * bool(objective.block)) % strata
+        time = stratified_times(time, place, strata)
     u = uniform(torch.tensor(seed), answer, canvas.position).float()
-    return Batch(canvas, time, u)
+    return Batch(canvas, time.float(), u)
+
+
+def with_replacements(
+    batch: Batch, index: Tensor, seed: int, share: float, words: list[int]
+) -> Batch:
+    """The batch with a `share` of its answer cells marked to show one of `words` at random in place
+    of its id where it is not masked (ReDiff)."""
+    canvas = batch.canvas
+    answer = index[:, None] * SEGMENTS + canvas.segment
+    draws = [
+        uniform(torch.tensor(seed), answer, canvas.position, canvas.copy, torch.tensor(key))
+        for key in (0x5E1F, 0x5E2F)
+    ]
+    place = (draws[1] * len(words)).long().clamp(max=len(words) - 1)
+    return replace(
+        batch,
+        given=torch.tensor(words)[place],
+        replaced=canvas.writable & (draws[0] < share),
+        corrected=torch.zeros(len(index), dtype=torch.bool),
+    )
 
 
 def batches(recipe: Recipe, processor: Processor, layout: str, first: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmdiff.config import to_dict
 from mmdiff.data.source import SOURCES
-from mmdiff.errors import TrainingError
+from mmdiff.errors import SettingError, TrainingError
 from mmdiff.training import checkpoint
 from mmdiff.training.batches import Batches, batches
 from mmdiff.training.build import build
@@ -39,6 +39,11 @@ class Trainer:
         self.model: MMDiffModel = build(recipe).to(self.device)
         if self.model.processor is None:
             raise TrainingError(f"{recipe.model} holds no processor files, which training needs")
+        layout = self.model.config.attention_layout
+        if recipe.objective.block and layout not in ("block", "causal_block"):
+            raise SettingError(
+                f"objective.block needs a model with attention_layout: block; this one has {layout}"
+            )
         self.processor = self.model.processor
         self.optimizers = make_optimizers(self.model, recipe)
         self.average = None

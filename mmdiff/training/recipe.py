@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from mmdiff.errors import SettingError
+from mmdiff.config import read_yaml
+from mmdiff.errors import SettingError, nearest
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,87 @@ class NewModel:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: settings of `mmdiff.diffusion.losses`, independent of each other."""
+    """What is minimised: settings of `mmdiff.diffusion`, independent of each other.
 
-    complementary: bool = True
-    weight: Literal["one", "inverse_p", "elbo"] = "one"
-    denominator: Literal["answer", "masked", "row", "root", "batch"] = "answer"
-    schedule: Literal["linear", "cosine"] = "linear"
-    eps: float = 1e-3
+    loss = sum over scored cells of weight x cross-entropy / denominator. `preset: NAME` stands for
+    the settings of `configs/objective/NAME.yaml`, of which others given beside it take the place.
+    """
+
+    # Which cells become noise.
+    complementary: bool = True  # every answer twice, with masks that partition it
+    schedule: Literal["linear", "cosine", "mdlm_linear", "mdlm_cosine", "mdlm_log"] = "linear"
+    eps: float = 1e-3  # of the schedule
+    low: float = 0.0  # times t lie in [low, high]
+    high: float = 1.0
+    times: Literal["golden", "stratified", "independent"] = "golden"
+    block: int = 0  # cells per block, each with its time and clean context; 0: the whole answer
+    exact: bool = False  # exactly round(p n) cells are masked, not each with probability p
+    half_life: float | None = None  # of exact: later cells first, by this share of the length
+    at_least_one: bool = False  # some masked cell in every answer or block
+    replace: float = 0.0  # share of answer cells that show a random id where they are not masked
+    padding: Literal["random", "one", "room"] = "random"  # end-of-text cells of an answer
+    # What they weigh.
+    weight: Literal["one", "inverse_p", "elbo", "cart"] = "one"
+    cart: float = 0.3  # p of weight=cart
+    denominator: Literal["answer", "masked", "row", "root", "group", "examples", "batch"] = "answer"
+    without_mask_token: bool = False  # the mask token takes no part in the softmax
     anchors: float = 0.0  # weight of the loss that picture cells name what stands in them
+    compat: Literal["none", "dllm", "efficient_dlm", "lavida", "mdlm", "rediff"] = "none"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise SettingError("low and high must be times: 0 <= low <= high <= 1")
+        if not 0 <= self.eps < 1 or not 0 <= self.replace < 1 or not 0 < self.cart < 1:
+            raise SettingError("eps, replace and cart must lie in [0, 1)")
+        if self.block < 0 or self.anchors < 0:
+            raise SettingError("block and anchors must not be negative")
+        if self.half_life is not None and (not self.exact or self.half_life <= 0):
+            raise SettingError("half_life must be above 0 and needs exact=true")
+        if self.at_least_one and not self.exact and self.weight in ("inverse_p", "elbo"):
+            raise SettingError(
+                f"at_least_one masks more cells than weight={self.weight} accounts for; "
+                "use weight=one"
+            )
+        for name, setting, value in COMPAT:
+            if self.compat == name and getattr(self, setting) != value:
+                raise SettingError(f"compat={name} repeats how {setting}={value} was published")
+
+    @staticmethod
+    def expand(written: Any) -> Any:
+        """A preset's name, or `preset: NAME` among settings, as the settings it stands for."""
+        if isinstance(written, str):
+            written = {"preset": written}
+        if not isinstance(written, Mapping) or "preset" not in written:
+            return written
+        name = str(written["preset"])
+        known = presets()
+        if name not in known:
+            hint = nearest(name, known)
+            raise SettingError(f"preset {name!r} is unknown.{hint} Known: {', '.join(known)}")
+        rest = {key: value for key, value in written.items() if key != "preset"}
+        return {**read_yaml(known[name]), **rest}
+
+
+# What each compat name changes needs this setting.
+COMPAT = (
+    ("dllm", "weight", "inverse_p"),
+    ("efficient_dlm", "exact", True),
+    ("lavida", "at_least_one", True),
+    ("mdlm", "schedule", "mdlm_log"),
+    ("mdlm", "weight", "elbo"),
+    ("rediff", "denominator", "group"),
+)
+
+
+def presets() -> dict[str, Path]:
+    """Names and files of the shipped objectives."""
+    import mmdiff.configs
+
+    return {
+        path.stem: path
+        for folder in mmdiff.configs.__path__
+        for path in sorted(Path(folder, "objective").glob("*.yaml"))
+    }
 
 
 @dataclass(frozen=True)

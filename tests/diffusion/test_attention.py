@@ -24,6 +24,8 @@ def looks(q, k, layout):
         return True
     if layout == "causal":
         return k_column <= q_column
+    if layout == "causal_block" and k_copy == q_copy and k_column > q_column:
+        return False
     if layout == "prefix":
         q_block, k_block = min(q_block, 1), min(k_block, 1)
     if q_copy == 0:

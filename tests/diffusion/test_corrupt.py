@@ -1,10 +1,19 @@
 """Corruption: only writable cells, pairs that partition the answer, nothing else touched."""
 
 import dataclasses
+import math
+from collections import Counter
 
+import pytest
 import torch
 
-from mmdiff.diffusion.corrupt import corrupt, masked_cells
+from mmdiff.diffusion.corrupt import (
+    answers,
+    corrupt,
+    exact_share,
+    masked_cells,
+    with_at_least_one,
+)
 from mmdiff.diffusion.schedule import uniform
 from mmdiff.processing import collate, packed_row, prompt_row
 
@@ -62,13 +71,12 @@ def test_corrupt_changes_masked_ids_and_nothing_else():
     before = {f.name: getattr(clean, f.name) for f in dataclasses.fields(clean)}
     copies = {name: v.clone() for name, v in before.items() if isinstance(v, torch.Tensor)}
     u, p = torch.tensor([[0.1, 0.9] * 4])[:, :7].expand(2, 7), torch.full((2, 7), 0.5)
-    noisy, targets = corrupt(clean, u, p, MASK)
+    noisy = corrupt(clean, masked_cells(u, p, clean.writable, clean.copy), MASK)
     assert noisy.ids.tolist() == [[7, MASK, 9, 10, MASK, MASK, 12], [0, 0, 8, 13, MASK, 0, 0]]
     assert noisy.masked.tolist() == [
         [False, False, False, False, True, False, False],
         [False, False, False, False, True, False, False],
     ]
-    assert torch.equal(targets, copies["ids"])
     for name, value in copies.items():
         assert torch.equal(getattr(clean, name), value)
         if name not in ("ids", "masked"):
@@ -81,7 +89,7 @@ def test_a_packed_pair_with_shared_noise_partitions_each_answer():
     # Twins stand at the same positions of the same segment, so keys of those agree.
     u = uniform(clean.segment, clean.position)
     p = torch.full_like(u, 0.5)
-    masked = corrupt(clean, u, p, MASK)[0].masked[0].tolist()
+    masked = masked_cells(u, p, clean.writable, clean.copy)[0].tolist()
     twins = {}
     for i in range(len(row.ids)):
         if row.writable[i]:
@@ -90,3 +98,91 @@ def test_a_packed_pair_with_shared_noise_partitions_each_answer():
             assert not masked[i]
     assert len(twins) == 5
     assert all(sorted(pair) == [False, True] for pair in twins.values())
+
+
+# Rules by group
+
+
+def by_group(group, among):
+    """Cells of every (row, group), left to right."""
+    found = {}
+    for row in range(len(group)):
+        for cell in range(group.shape[1]):
+            if among[row, cell]:
+                found.setdefault((row, int(group[row, cell])), []).append((row, cell))
+    return found.values()
+
+
+def drawn(seed, rows=5, cells=24, groups=4):
+    group = (noise(rows, cells, seed) * groups).long()
+    among = noise(rows, cells, seed + 1) < 0.8
+    return noise(rows, cells, seed + 2), group, among
+
+
+def test_at_least_one_cell_of_every_group():
+    for seed, share in ((0, 0.01), (10, 0.2), (20, 0.0)):
+        u, group, among = drawn(seed)
+        got = with_at_least_one(u, torch.full_like(u, share), among, group)
+        expected = u < share
+        for places in by_group(group, among):
+            expected[min(places, key=lambda place: float(u[place]))] = True
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("half_life", [None, 0.25, 2.0])
+def test_exactly_k_cells_of_every_group(half_life):
+    for seed in range(0, 60, 10):
+        u, group, among = drawn(seed)
+        shares = noise(5, 4, seed + 3)
+        p = shares.gather(1, group)
+        least = seed % 20 // 10
+        got = exact_share(u, p, among, group, half_life, least)
+        expected = torch.zeros_like(got)
+        for places in by_group(group, among):
+            n, share = len(places), float(p[places[0]])
+            k = min(n, max(least, round(share * n)))
+
+            def key(i, u=u, places=places, n=n, share=share):
+                tilt = 0.0 if half_life is None else math.log(2) / (half_life * n) * (1 - share)
+                return tilt * i - math.log(-math.log(float(u[places[i]])))
+
+            for i in sorted(range(n), key=key, reverse=True)[:k]:
+                expected[places[i]] = True
+        assert torch.equal(got, expected)
+
+
+def test_an_exact_share_without_half_life_takes_every_set_alike():
+    runs = 4000
+    u, ones = noise(runs, 4), torch.ones(runs, 4, dtype=torch.bool)
+    got = exact_share(u, torch.full((runs, 4), 0.5), ones, torch.zeros(runs, 4).long())
+    seen = Counter(map(tuple, got.tolist()))
+    assert len(seen) == 6
+    assert sum((n - runs / 6) ** 2 / (runs / 6) for n in seen.values()) < 5 + 4 * 10**0.5
+
+
+def test_a_short_half_life_masks_late_cells_and_a_full_share_all():
+    u, ones = noise(300, 16), torch.ones(300, 16, dtype=torch.bool)
+    zeros = torch.zeros(300, 16).long()
+    few = exact_share(u, torch.full((300, 16), 0.25), ones, zeros, half_life=0.05)
+    assert float(few[:, 8:].sum() / few.sum()) > 0.95
+    assert bool(exact_share(u, torch.ones(300, 16), ones, zeros, half_life=0.05).all())
+    assert not bool(exact_share(u, torch.zeros(300, 16), ones, zeros).any())
+
+
+def test_extreme_draws_stay_in_order():
+    u = torch.tensor([[0.0, 1.0, 0.5, 1 - 2**-53]]).double()
+    ones = torch.ones(1, 4, dtype=torch.bool)
+    got = exact_share(u, torch.full((1, 4), 0.5), ones, torch.zeros(1, 4).long(), 0.5)
+    assert got.tolist() == [[False, True, False, True]]
+
+
+def test_every_copy_of_every_answer_is_a_group_and_every_block_one():
+    row = packed_row([5, 5], [([6, 7], [10, 11, 12]), ([8], [13, 14])], copies=2)
+    canvas = collate([row], pad_id=0)
+    canvas.block = torch.where(canvas.writable, 1 + canvas.position % 2, 0)
+    for by_block in (False, True):
+        names = answers(canvas, by_block)[0].tolist()
+        keys = zip(canvas.segment[0].tolist(), canvas.copy[0].tolist(),
+                   canvas.block[0].tolist() if by_block else names, strict=True)  # fmt: skip
+        pairs = set(zip(names, list(keys), strict=True))
+        assert len(pairs) == len(set(names)) == len({key for _, key in pairs})

@@ -9,7 +9,9 @@ import torch
 
 from mmdiff.diffusion.losses import (
     DENOMINATORS,
+    cart_weight,
     cell_weight,
+    cross_entropy,
     denominator,
     masked_loss,
     shift_right,
@@ -42,15 +44,15 @@ def test_weight_cell_by_cell(weight):
 
 def test_unknown_weight_and_denominator_and_a_missing_slope():
     p, copy, cells = noise(1, 2), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(SettingError, match="one, inverse_p, elbo"):
+    with pytest.raises(SettingError, match="one, inverse_p, elbo, cart"):
         cell_weight(p, copy, "inverse")
     with pytest.raises(SettingError):
         cell_weight(p, copy, "elbo")
-    with pytest.raises(SettingError, match="answer, masked, row, root, batch"):
+    with pytest.raises(SettingError, match="answer, masked, row, root, group, examples, batch"):
         denominator(cells, cells, copy, "token")
 
 
-def brute_denominators(writable, masked, copy, kind, segment):
+def brute_denominators(writable, masked, copy, kind, segment, group):
     """One number per cell, restated: a pair counts once, wherever its halves stand."""
     rows, cells = len(writable), len(writable[0])
     pairs = zip(writable, copy, strict=True)
@@ -77,6 +79,18 @@ def brute_denominators(writable, masked, copy, kind, segment):
             if kind == "root"
             else max(1, sum(n > 0 for n in size.values()))
         )
+    if kind == "examples":
+        return [[max(1, whole)] * cells] * rows
+    if kind == "group":
+        names = [list(zip(*row, strict=True)) for row in zip(segment, copy, group, strict=True)]
+        return [
+            [
+                max(1, sum(masked[row][j] for j in range(cells) if names[row][j] == name))
+                * max(1, whole)
+                for name in names[row]
+            ]
+            for row in range(rows)
+        ]
     power = 0.5 if kind == "root" else 1.0
     return [
         [max(1, sizes[row][s] ** power) * max(1, whole) for s in segment[row]]
@@ -99,18 +113,20 @@ def test_denominator_equals_the_loop(kind, copies, segment):
     copy = torch.tensor(CANVASES[copies])
     writable = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
     masked = writable & (noise(3, 5) < 0.5)
-    got = denominator(writable, masked, copy, kind, torch.tensor(segment))
+    group = (noise(3, 5, seed=4) * 3).long()
+    got = denominator(writable, masked, copy, kind, torch.tensor(segment), group)
     lists = writable.tolist(), masked.tolist(), copy.tolist()
-    expected = torch.tensor(brute_denominators(*lists, kind, segment))
+    expected = torch.tensor(brute_denominators(*lists, kind, segment, group.tolist()))
     torch.testing.assert_close(got.expand(3, 5).double(), expected.double())
     if not any(map(any, segment)):
-        assert torch.equal(got.expand(3, 5), denominator(writable, masked, copy, kind).expand(3, 5))
+        alone = denominator(writable, masked, copy, kind, group=group)
+        assert torch.equal(got.expand(3, 5), alone.expand(3, 5))
 
 
 @pytest.mark.parametrize("kind", DENOMINATORS)
 def test_no_denominator_is_zero(kind):
-    empty = torch.zeros(2, 3, dtype=torch.bool)
-    assert int(denominator(empty, empty, torch.zeros(2, 3), kind).min()) >= 1
+    empty, zeros = torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3).long()
+    assert int(denominator(empty, empty, zeros, kind, group=zeros).min()) >= 1
 
 
 def test_loss_equals_the_loop():
@@ -139,6 +155,32 @@ def test_narrow_logits_are_summed_in_float32():
     loss = masked_loss(logits, targets, ones, ones)
     exact = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
     assert float(loss) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_a_token_left_out_takes_no_probability():
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).double()
+    targets = torch.tensor([0, 1, 2, 4, 5, 8])
+    got = cross_entropy(logits, targets, without=3)
+    for k in range(6):
+        row = [float(x) for i, x in enumerate(logits[k]) if i != 3]
+        log_total = math.log(math.fsum(math.exp(x) for x in row))
+        assert float(got[k]) == pytest.approx(log_total - float(logits[k, targets[k]]), rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.8])
+def test_cart_weight_cell_by_cell(p):
+    masked, see = noise(3, 9) < 0.5, noise(3, 9, 9, seed=1) < 0.8
+    position = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5, 6]).expand(3, 9)  # two halves of a pair
+    got = cart_weight(masked, position, see, p)
+    for row in range(3):
+        for n in range(9):
+            total = 0.0
+            for i in range(9):
+                far = abs(int(position[row, n]) - int(position[row, i]))
+                if see[row, n, i] and not masked[row, i] and far:
+                    total += p * (1 - p) ** (far - 1) / 2
+            expected = total if masked[row, n] else 0.0
+            assert float(got[row, n]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_shift_right():

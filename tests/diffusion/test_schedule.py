@@ -13,11 +13,13 @@ from mmdiff.diffusion.schedule import (
     mask_slope,
     reveal_counts,
     sample_times,
+    stratified_times,
     uniform,
 )
 from mmdiff.errors import SettingError
 
 NOISE = ("linear", "cosine")
+MDLM = ("mdlm_linear", "mdlm_cosine", "mdlm_log")
 
 
 def grid(points=2001):
@@ -42,7 +44,31 @@ def test_probability_in_closed_form():
         assert float(mask_probability(where, "cosine")) == pytest.approx(cosine, abs=1e-15)
 
 
-@pytest.mark.parametrize("name", NOISE)
+@pytest.mark.parametrize("name", MDLM)
+def test_mdlm_runs_from_zero_to_one_less_eps(name):
+    p = mask_probability(grid(), name, 0.01)
+    first = 1 - math.exp(-0.01) if name == "mdlm_log" else 0.0
+    assert float(p[0]) == pytest.approx(first, abs=1e-15)
+    assert float(p[-1]) == pytest.approx(0.99, abs=1e-15)
+    assert bool((p.diff() > 0).all())
+
+
+def test_the_weight_of_mdlm_is_that_of_its_own_words():
+    # sigma' / (e^sigma - 1) with sigma = -log(1 - p); 1 / t where p = (1 - eps) t.
+    t = grid()[1:]
+    for name in MDLM:
+        p = mask_probability(t, name)
+        weight = mask_slope(t, name) / p
+        rate = mask_slope(t, name) / (1 - p)
+        torch.testing.assert_close(weight, rate / torch.expm1(-torch.log1p(-p)))
+    torch.testing.assert_close(
+        mask_slope(t, "mdlm_linear") / mask_probability(t, "mdlm_linear"), 1 / t
+    )
+    constant = mask_slope(t, "mdlm_log") / mask_probability(t, "mdlm_log")
+    assert float(constant.std()) < 1e-12
+
+
+@pytest.mark.parametrize("name", NOISE + MDLM)
 def test_slope_is_the_derivative(name):
     t, h = grid()[1:-1], 1e-6
     numerical = (mask_probability(t + h, name) - mask_probability(t - h, name)) / (2 * h)
@@ -66,7 +92,7 @@ def test_the_bound_is_the_same_for_every_schedule():
 
 @pytest.mark.parametrize("function", [mask_probability, mask_slope])
 def test_unknown_noise_schedule(function):
-    with pytest.raises(SettingError, match=r"'cosin' is unknown.*Did you mean cosine\?"):
+    with pytest.raises(SettingError, match=r"'cosin' is unknown.*Did you mean cosine or"):
         function(grid(), "cosin")
 
 
@@ -213,6 +239,14 @@ def test_times_are_evenly_spread_in_every_run_of_indices():
             ends = torch.cat([torch.zeros(1), t.sort().values, torch.ones(1)])
             assert float(ends.diff().max()) < 3 / run
             assert float(t.mean()) == pytest.approx(0.5, abs=1.5 / run)
+
+
+def test_stratified_times_lie_one_in_each_part():
+    u = uniform(torch.arange(60))
+    t = stratified_times(u, torch.arange(60) % 12, 12)
+    for i in range(60):
+        assert float(t[i]) == pytest.approx((i % 12 + float(u[i])) / 12, rel=1e-12)
+    assert float(stratified_times(torch.tensor(0.5), torch.tensor(12), 12)) < 1 / 12
 
 
 def test_times_do_not_depend_on_the_batch():

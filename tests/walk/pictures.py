@@ -14,12 +14,11 @@ from mmdiff.decoding.cache import PrefixCache
 from mmdiff.diffusion.schedule import reveal_counts
 from mmdiff.encoders.vision.tiles import cut, merge, pool
 from mmdiff.raw_ids import canvas_from_ids, extend_canvas
+from tests.walk import forward
 from tests.walk.core import Entry, Json
 from tests.walk.text import (
     DREAM_ORDERS,
-    LATER,
     LLADA_ORDERS,
-    NotSupported,
     generated,
     llada_settings,
     until,
@@ -79,8 +78,6 @@ def lavida_common(kwargs: Json, without: str) -> Json:
 
 
 def schedule_counts(entry: Entry, case: Json) -> None:
-    if case["function"] != "reveal_schedule":
-        raise NotSupported(LATER)
     named = lavida_common(case, "linear")
     counts = reveal_counts(case["n_masked"], case["steps"], named["schedule"], named["shift"])
     if case["schedule"] is None:  # the published list goes on with zeros
@@ -134,7 +131,13 @@ def lavida(entry: Entry, settings: Any) -> None:
         entry.compare(case["output"], made)
 
     entry.cases(generate)
-    entry.cases(schedule_counts, "extra_cases")
+
+    def extra(entry: Entry, case: Json) -> None:
+        if case["function"] == "train_forward":
+            return forward.lavida(entry, model, case)
+        return schedule_counts(entry, case)
+
+    entry.cases(extra, "extra_cases")
     tiles = compare_tiles(entry, model, ["wide", "tall"])["wide"].pixels
     tokens = compare_tower(entry, model, tiles)
     first = entry.outputs["projected_tile1_first_64_tokens"]
@@ -147,8 +150,6 @@ def lavida(entry: Entry, settings: Any) -> None:
     entry.compare("merged_embeds_two_images_stats", stats(two), **hidden)
     lavida_answers(entry, model)
     lavida_low_resolution(entry, model)
-    for name in [n for n in entry.outputs if n.startswith("train_")]:
-        entry.skip(name, LATER, name)
 
 
 def lavida_answers(entry: Entry, model: Any) -> None:
@@ -211,11 +212,9 @@ def llada_v(entry: Entry) -> None:
         made = generated(entry, model, case, settings, pixel_values=pictures, suffix_ids=suffix)
         entry.compare(case["output"], until(made, stops))
 
-    def later(entry: Entry, case: Json) -> None:
-        raise NotSupported(LATER)
-
     entry.cases(generate)
-    entry.cases(later, "extra_cases")
+    entry.cases(lambda entry, case: forward.llada_v(entry, model, case), "extra_cases")
+    forward.turns(entry)
     tiles = compare_tiles(entry, model, ["small", "big"])
     compare_tower(entry, model, tiles["small"].pixels)
     for name in tiles:
@@ -234,5 +233,3 @@ def llada_v(entry: Entry) -> None:
     stored = entry.outputs["logits_text"]
     ids = with_masks(entry, text, len(stored) - text.shape[1])
     entry.compare("logits_text", model(input_ids=ids).logits[0])
-    for name in [n for n in entry.outputs if n.startswith(("train_", "conversation_"))]:
-        entry.skip(name, LATER, name)

@@ -9,12 +9,18 @@ from torch import Tensor
 
 import mmdiff
 from mmdiff.diffusion.schedule import reveal_counts, timestep_counts
+from tests.walk import forward
 from tests.walk.core import Entry, Json, NotSupported
 
 LLADA_ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin"}
 LLADA_ORDERS["entrophy"] = "entropy"
 DREAM_ORDERS = {"entropy": "entropy", "topk_margin": "margin", "maskgit_plus": "confidence"}
-LATER = "part of the training losses, which are not walked yet"
+
+
+EXTRA = {
+    "log_likelihood": forward.log_likelihood,
+    "forward_process": forward.forward_process,
+}
 
 
 def llada_settings(kwargs: Json, ids: dict[str, int]) -> Json:
@@ -100,13 +106,14 @@ def llada(entry: Entry) -> None:
         entry.compare(case["output"], generated(entry, model, case, settings))
 
     def extra(entry: Entry, case: Json) -> None:
-        if case["function"] != "num_transfer_tokens":
-            raise NotSupported(LATER)
+        if case["function"] in EXTRA:
+            return EXTRA[case["function"]](entry, model, case)
         counts = reveal_counts(case["n_masked"], case["steps"])
         entry.compare(case["output"], counts + [0] * (case["steps"] - len(counts)))
 
     entry.cases(generate)
-    entry.cases(extra, "extra_cases")
+    with torch.inference_mode():
+        entry.cases(extra, "extra_cases")
     noisy = entry.inputs["noisy"]
     with torch.inference_mode():
         logits = model(input_ids=noisy).logits[0]
@@ -172,8 +179,7 @@ def rediff(entry: Entry) -> None:
 
     entry.cases(generate)
     entry.compare("logits", model(input_ids=entry.inputs["loss_ids"]).logits)
-    for name in [n for n in entry.outputs if n.startswith(("loss_", "draw_"))]:
-        entry.skip(name, LATER, name)
+    entry.cases(lambda entry, case: forward.rediff(entry, model, case), "extra_cases")
 
 
 def until(made: Tensor, stops: list[int]) -> list[int]:
