@@ -35,7 +35,6 @@ def test_a_pair_of_rows_shares_everything_but_its_copy(model):
 def test_a_noisy_block_with_clean_context_is_what_decoding_shows(model, cells, size):
     """Every block of [noisy | clean] has the logits of a canvas that ends with it, the blocks
     before it decided."""
-    model = model.double()
     model.config.attention_layout = "block"
     answer, mask = list(range(40, 40 + cells)), model.processor.mask_id
     canvas = collate([packed_row([7, 30], [([31], answer), ([32, 33], answer[:2])], 1)], 1)

@@ -188,6 +188,14 @@ def test_anchor_loss_is_the_mean_over_words_plus_that_over_empty_cells(whole):
     assert float(anchor_loss(model, embeds, batch).detach()) == pytest.approx(float(both), rel=1e-5)
 
 
+def test_block_diffusion_trains(tmp_path):
+    model = {**NEW_MODEL, "attention_layout": "block"}
+    run = {"model": model, "objective": "bd3", "max_steps": 2, "validate_every": 2}
+    rows = train(tmp_path / "run", **run)
+    assert all(math.isfinite(row["loss"]) and row["loss"] > 0 for row in rows)
+    assert rows[-1]["validation"] > 0
+
+
 def test_eager_attention_changes_the_speed_alone(whole, tmp_path):
     rows = train(tmp_path / "run", attention="eager")
     for one, other in zip(rows, logged(whole), strict=True):
@@ -202,6 +210,12 @@ def test_a_used_folder_is_refused(whole):
     with pytest.raises(TrainingError, match=r"holds a run at step-0000006; add resume=true"):
         train(whole, max_steps=9)
     assert (whole / "recipe.json").read_text() == before
+
+
+def test_blocks_need_a_model_that_knows_them(tmp_path):
+    with pytest.raises(SettingError, match="needs a model with attention_layout: block; this one"):
+        train(tmp_path / "run", objective="bd3")
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_to_resume_is_refused(tmp_path):
