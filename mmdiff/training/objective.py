@@ -51,7 +51,8 @@ def noised(batch: Batch, objective: Objective, mask_id: int) -> Noised:
     masked = halves(chosen(clean, u, p, objective), clean.writable, clean.copy)
     group = torch.full_like(clean.ids, KEPT)
     shown, scored = clean, masked
-    if batch.given is not None and batch.replaced is not None and batch.corrected is not None:
+    if batch.given is not None:
+        assert batch.replaced is not None and batch.corrected is not None
         corrected = batch.corrected[:, None]
         masked = masked & ~corrected
         replaced = batch.replaced & clean.writable & ~masked

@@ -62,15 +62,19 @@ def tracerl(size: Sizes) -> Cells:
     return joined(clean, clean[size["L0"] :])
 
 
+def real(size: Sizes) -> Tensor:
+    return columns(size) < size.get("valid", size["L"])
+
+
 def padded(size: Sizes) -> Cells:
-    return cells(columns(size), valid=columns(size) < size["valid"])
+    return cells(columns(size), valid=real(size))
 
 
 # Beginning of a mask's name -> layout, cells from the sizes in the name.
 MASKS: dict[str, tuple[str, Callable[[Sizes], Cells]]] = {
     "bd3lm": ("block", lambda s: halves(blocks(s), blocks(s))),
     "nvidia_sbd_block_diff": ("block", single_clean_cells),
-    "idlm": ("causal_block", lambda s: halves(blocks(s), blocks(s), columns(s) < s["valid"])),
+    "idlm": ("causal_block", lambda s: halves(blocks(s), blocks(s), real(s))),
     "diffusion_gemma": ("block", gemma),
     "lavida_prefix_lm": ("prefix", lambda s: cells((columns(s) >= s["p"]).long())),
     "lavida_default": ("full", lambda s: cells(columns(s))),
@@ -95,9 +99,12 @@ def attention_masks(entry: Entry) -> None:
         expected = torch.tensor([[int(c) for c in row] for row in rows]).bool()
         if name.startswith("llada_v_turns"):
             layout, every = "block", cells(data["sources", name, "conversation_ids"])
-        else:
+        elif any(name.startswith(key) for key in MASKS):
             layout, make = next(MASKS[key] for key in MASKS if name.startswith(key))
             every = make(size)
+        else:
+            entry.skip(name, "a mask of an unknown kind", f"masks.{name}")
+            continue
         # Where the published mask has fewer queries than keys, they are the last ones.
         got = allowed(every, every, layout)[0][-len(expected) :]
         note, read = {}, torch.ones(len(expected)).bool()

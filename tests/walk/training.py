@@ -236,7 +236,7 @@ def dimple(entry: Entry) -> None:
     data.compare(writable, "mask_locations")
     for name in data.data["cases"]:
         path = ("cases", name)
-        dual = name.startswith("dual")
+        dual = len(data[*path, "x_t"]) > len(ids)
         canvas = canvas_of(ids, writable)
         batch = batch_of(paired(canvas) if dual else canvas, data[*path, "t_draw"],
                          data[*path, "uniform"])  # fmt: skip
