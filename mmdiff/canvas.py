@@ -80,6 +80,11 @@ class Canvas:
     def device(self) -> torch.device:
         return self.ids.device
 
+    @property
+    def place(self) -> Tensor:
+        """(B, L) `position`; of three axes the first, time."""
+        return self.position if self.position.dim() == 2 else self.position[0]
+
     def to(self, device: torch.device | str) -> Canvas:
         """The same canvas with every tensor on `device`."""
         moved = {

@@ -18,7 +18,7 @@ def paired(canvas: Canvas) -> Canvas:
     """
     rows, length = canvas.shape
     tensors: dict[str, Any] = {
-        f.name: torch.cat([value, value])
+        f.name: torch.cat([value, value], dim=-2)
         for f in fields(canvas)
         if isinstance(value := getattr(canvas, f.name), Tensor)
     }
@@ -52,7 +52,7 @@ def with_context(canvas: Canvas, block_length: int) -> Canvas:
     real = told.gather(1, order)
     noisy = replace(canvas, block=blocks, copy=copy)
     tensors: dict[str, Any] = {
-        f.name: torch.cat([value, value.gather(1, order)], dim=1)
+        f.name: torch.cat([value, value.gather(-1, order.expand(*value.shape[:-1], size))], dim=-1)
         for f in fields(noisy)
         if isinstance(value := getattr(noisy, f.name), Tensor)
     }
@@ -70,11 +70,12 @@ def with_context(canvas: Canvas, block_length: int) -> Canvas:
 def _offset(canvas: Canvas, answer: Tensor) -> Tensor:
     """(B, L) long: how far each answer cell lies behind the first one of its segment."""
     segments = int(canvas.segment.max()) + 1
-    far = int(canvas.position.max()) + 1
+    position = canvas.place
+    far = int(position.max()) + 1
     first = torch.full((len(answer), segments), far, device=canvas.device)
-    place = torch.where(answer, canvas.position, far)
+    place = torch.where(answer, position, far)
     first.scatter_reduce_(1, canvas.segment, place, reduce="amin")
-    return (canvas.position - first.gather(1, canvas.segment)).clamp(min=0)
+    return (position - first.gather(1, canvas.segment)).clamp(min=0)
 
 
 def turn_numbers(ids: Tensor, header: int, end: int, assistant: int) -> Tensor:

@@ -221,7 +221,7 @@ def with_noise(
     if objective.times == "stratified":
         place = (index[:, None] + canvas.segment + canvas.block * bool(objective.block)) % strata
         time = stratified_times(time, place, strata)
-    u = uniform(torch.tensor(seed), answer, canvas.position).float()
+    u = uniform(torch.tensor(seed), answer, canvas.place).float()
     return Batch(canvas, time.float(), u)
 
 
@@ -233,7 +233,7 @@ def with_replacements(
     canvas = batch.canvas
     answer = index[:, None] * SEGMENTS + canvas.segment
     draws = [
-        uniform(torch.tensor(seed), answer, canvas.position, canvas.copy, torch.tensor(key))
+        uniform(torch.tensor(seed), answer, canvas.place, canvas.copy, torch.tensor(key))
         for key in (0x5E1F, 0x5E2F)
     ]
     place = (draws[1] * len(words)).long().clamp(max=len(words) - 1)

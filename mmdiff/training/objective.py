@@ -86,7 +86,7 @@ def weights(model: MMDiffModel, batch: Batch, noisy: Noised, objective: Objectiv
     if objective.weight == "cart":
         every = Cells.of(canvas)
         see = allowed(every, every, canvas.layout or model.config.attention_layout)
-        weight = cart_weight(canvas.masked, canvas.position, see, objective.cart)
+        weight = cart_weight(canvas.masked, canvas.place, see, objective.cart)
     else:
         slope = mask_slope(noisy.time, objective.schedule, objective.eps)
         if objective.compat == "mdlm":  # takes log p(1) for 0

@@ -76,6 +76,16 @@ def test_a_pair_shares_its_clean_twin():
     assert double.block[0].tolist() == [0, 0, 1, 1, 2, 1, 1, 2, 1, 1, 2]
 
 
+def test_positions_of_three_axes_go_along():
+    canvas = collate([packed_row([7], [([8], [10, 11, 12])], copies=1)], pad_id=0)
+    flat = with_context(canvas, 2)
+    canvas.position = torch.stack([canvas.position] * 2 + [canvas.position + 5])
+    double = with_context(canvas, 2)
+    assert torch.equal(double.position, torch.stack([flat.position] * 2 + [flat.position + 5]))
+    assert torch.equal(double.block, flat.block)
+    assert paired(canvas).position.shape == (3, 2, canvas.shape[1])
+
+
 def test_pictures_stay_in_their_cells(model):
     image_id = model.processor.image_token_id
     image = [image_id] * model.image_tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 import mmdiff
 from mmdiff.diffusion.schedule import reveal_counts, timestep_counts
 from tests.walk import forward
-from tests.walk.core import Entry, Json, NotSupported
+from tests.walk.core import Entry, Json
 
 LLADA_ORDERS = {"low_confidence": "confidence", "random": "random", "margin": "margin"}
 LLADA_ORDERS["entrophy"] = "entropy"
