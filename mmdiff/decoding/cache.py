@@ -53,7 +53,8 @@ def cache_maker(model: MMDiffModel, settings: Decoding) -> Callable[[MMDiffModel
         name = "prefix" if model.config.prompt_cache_exact else "none"
     kind = CACHES.get(name)
     options = with_options(f"cache={name}", given, kind.options)
-    return partial(kind, settings=settings, **options)
+    make: Callable[..., Cache] = kind
+    return partial(make, settings=settings, **options)
 
 
 @CACHES.register("none")

@@ -65,7 +65,7 @@ def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) 
 class Rules:
     """What the settings name, made for one canvas."""
 
-    cache: Cache
+    cache: Cache | Guided
     order: Order
     accept: Accept
     remask: Remask
@@ -92,7 +92,7 @@ class Rules:
         stop, stop_options = parse_rule(settings.stop)
         order = ORDERS.get(settings.order)
         make_accept = draws.accepts.get(settings.accept) or ACCEPTS.get(settings.accept)
-        cache: Cache
+        cache: Cache | Guided
         if settings.cfg_scale:
             free = free or draws.free(canvas, model.config.mask_token_id)
             cache = Guided(make_cache, model, canvas, settings.cfg_scale, free)

@@ -19,9 +19,10 @@ class MaskGIT:
     """After step k of T, floor(n mask_ratio(k / T)) of a row's n cells stay masked, at least one
     less than before and none after the last: those of lowest log p + heat * Gumbel noise.
     `schedule` names the ratio; the heat falls from `order_temperature` to 0, as 1 - k / T (MaskGIT,
-    arXiv:2202.04200 §3.2). compat=lumina_image keeps it constant; compat=mmada_image multiplies
-    what is left of it by 1 - k / T in every step, and keeps one cell masked to the end.
+    arXiv:2202.04200 §3.2).
     """
+
+    last = 0  # cells still masked after the last step
 
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
         if settings.blocks > 1:
@@ -29,18 +30,14 @@ class MaskGIT:
         steps = settings.steps or settings.max_new_tokens
         done = torch.tensor([k / steps for k in range(1, steps + 1)])  # float32, as published
         self.ratio = mask_ratio(done, settings.schedule)
-        falling = [1 - k / steps for k in range(1, steps + 1)]
-        heat = settings.order_temperature
-        self.heat = [heat * left for left in falling]
-        if settings.compat == "lumina_image":
-            self.heat = [heat] * steps
-        elif settings.compat == "mmada_image":
-            for k, left in enumerate(falling):
-                self.heat[k] = heat = heat * left
-        self.last = int(settings.compat == "mmada_image")
+        self.heat = self.heats(settings.order_temperature, steps)
         self.confidence = settings.order == "confidence"
         self.masks = canvas.masked.sum(1)
         self.step = 0
+
+    def heats(self, first: float, steps: int) -> list[float]:
+        """The heat of every step."""
+        return [first * (1 - k / steps) for k in range(1, steps + 1)]
 
     def __call__(
         self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws

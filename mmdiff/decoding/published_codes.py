@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import accumulate
+from operator import mul
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.draws import DRAWS, Draws
+from mmdiff.decoding.maskgit import MaskGIT
 from mmdiff.decoding.published import Gumbel
 from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import SettingError
@@ -51,11 +55,27 @@ class ImageDraws(Draws):
         return lowest(score + heat * gumbel(u), keep)[cell[0], cell[1]]
 
 
+class OneLeft(MaskGIT):
+    """What is left of the heat is multiplied by 1 - k / T in step k, and one cell stays masked."""
+
+    last = 1
+
+    def heats(self, first: float, steps: int) -> list[float]:
+        return list(accumulate(super().heats(1.0, steps), mul, initial=first))[1:]
+
+
+class SameHeat(MaskGIT):
+    def heats(self, first: float, steps: int) -> list[float]:
+        return [first] * steps
+
+
 @DRAWS.register("mmada_image")
 class MMaDAImage(ImageDraws):
     """MMaDA `t2i_generate`: torch.multinomial over the code probabilities of all cells of the
     picture, (B n, codes), then uniforms (B, n). In the end the one cell still masked takes its last
     draw."""
+
+    accepts: ClassVar = {"maskgit": OneLeft}
 
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         first, count = lane(settings)
@@ -85,6 +105,8 @@ class MMaDAImage(ImageDraws):
 class LuminaImage(ImageDraws):
     """Lumina-DiMOO `generate_image`: Gumbel noise over the codes of masked cells, (1, K, codes),
     none at temperature 0, then over the cells, (1, K), also at 0."""
+
+    accepts: ClassVar = {"maskgit": SameHeat}
 
     def tokens(self, logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor]:
         if self.shape[0] != 1:
