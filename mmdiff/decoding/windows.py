@@ -37,6 +37,10 @@ class Windows:
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
+        pictured = torch.zeros_like(canvas.valid).flatten()
+        if canvas.features is not None:
+            pictured[canvas.features.cells] = True
+        self.pictured = pictured.view_as(canvas.valid)
         self.store = KeyValueCache(canvas.ids.shape[1])
         self.block = torch.full_like(canvas.ids[:, 0], -1)
         self.taken = torch.zeros_like(self.block)
@@ -82,15 +86,16 @@ class Windows:
 
     def _hidden(self, canvas: Canvas, rows: Tensor, columns: Tensor) -> Tensor:
         embeds = self.model.get_input_embeddings()(canvas.ids[rows[:, None], columns])
-        last = self.prompt.shape[1]
-        if bool((columns < last).any()):
-            prompt = self.prompt[rows[:, None], columns.clamp(max=last - 1)]
-            embeds = torch.where((columns < last)[..., None], prompt, embeds)
+        pictured = self.pictured[rows[:, None], columns]
+        if bool(pictured.any()):  # all other cells as they stand: compat=sdar changes given ones
+            prompt = self.prompt[rows[:, None], columns.clamp(max=self.prompt.shape[1] - 1)]
+            embeds = torch.where(pictured[..., None], prompt, embeds)
         store = self.store.at(rows, columns, canvas.ids.shape[0])
         return self.model.hidden(canvas.select(rows), embeds, cache=store, columns=columns)
 
     def select(self, rows: Tensor) -> None:
-        self.prompt, self.before = self.prompt[rows], self.before[rows]
+        self.prompt, self.pictured = self.prompt[rows], self.pictured[rows]
+        self.before = self.before[rows]
         self.block, self.taken = self.block[rows], self.taken[rows]
         self.store.select(rows)
 
