@@ -11,14 +11,11 @@ from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.settings import Decoding, parse_rule, with_options
+from mmdiff.decoding.settings import PLAIN, Decoding, parse_rule, with_options
 from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
-
-
-PLAIN = Decoding()
 
 
 class Cache(Protocol):

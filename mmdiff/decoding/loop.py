@@ -107,7 +107,7 @@ class Rules:
             order=order,
             accept=make_accept(settings, canvas),
             remask=REMASKS.get(remask)(settings, remask_options),
-            stop=STOPS.get(stop)(stop_options),
+            stop=STOPS.get(stop)(stop_options, settings),
             draws=draws,
             end_ids=ids((() if end_id is None else (end_id,)) + settings.stop_ids),
             forbidden=torch.cat([ids(settings.forbid), reserved]),
@@ -150,7 +150,7 @@ def decode(
             filled.calls = cache.total
             return filled
         is_open, wanted = open_cells(live), rules.remask.wants(live, rows)
-        need = rules.draws.need(live, is_open | wanted)
+        need = rules.draws.need(live, is_open | wanted | rules.stop.wants(live))
         logits = cache.score(live, need).float()
         logits[:, rules.forbidden] = float("-inf")
         draws = _draws(rules, live, need, seed[rows], step)

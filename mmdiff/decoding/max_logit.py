@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES, PLAIN
-from mmdiff.decoding.settings import Decoding
+from mmdiff.decoding.cache import CACHES
+from mmdiff.decoding.settings import PLAIN, Decoding
 from mmdiff.decoding.windows import Windows
 from mmdiff.errors import SettingError
 

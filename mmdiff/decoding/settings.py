@@ -191,3 +191,6 @@ def check_name(setting: str, value: str, known: tuple[str, ...]) -> None:
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise SettingError(f"{name}={value} must lie in [{low}, {high}]")
+
+
+PLAIN = Decoding()

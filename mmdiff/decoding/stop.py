@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.propose import Proposal
-from mmdiff.decoding.settings import with_options
+from mmdiff.decoding.settings import PLAIN, Decoding, with_options
 from mmdiff.registry import Registry
 
 
@@ -26,21 +26,27 @@ class Seen:
 
 
 class Stop(Protocol):
-    def __init__(self, options: dict[str, Any]) -> None: ...
+    def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None: ...
+
+    def wants(self, canvas: Canvas) -> Tensor:
+        """(b, L) bool: cells beside the open ones whose logits the rule needs in this step."""
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> None:
         """Close cells of a canvas that was just written; `end_ids` (n,) end a text."""
 
 
-STOPS: Registry[type[Stop]] = Registry("stop")
+STOPS: Registry[type[Stop]] = Registry("stop", modules=("mmdiff.decoding.early",))
 
 
 @STOPS.register("none")
 class Never:
     """Every cell is decided by the model."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None:
         with_options("stop", options, {})
+
+    def wants(self, canvas: Canvas) -> Tensor:
+        return torch.zeros_like(canvas.masked)
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
         pass
@@ -96,7 +102,7 @@ class Stable(EndOfText):
     `stability` steps and their mean entropy is below `confidence` (DiffusionGemma in transformers).
     Ends of text count as in `end_of_text`."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None:
         chosen = with_options("stop=stable", options, {"stability": 1, "confidence": 0.005})
         self.stability, self.confidence = chosen["stability"], chosen["confidence"]
         self.repeats = Repeats()

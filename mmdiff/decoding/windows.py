@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES, PLAIN
-from mmdiff.decoding.settings import Decoding
+from mmdiff.decoding.cache import CACHES
+from mmdiff.decoding.settings import PLAIN, Decoding
 from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:

@@ -44,6 +44,12 @@ def settings_of(case: Json) -> Json:
     elif family == "dkv":
         reload = args.get("cache_reloading_step")
         made |= {"steps": args["steps"], "cache": f"delayed:reload={reload}" if reload else "none"}
+    elif family == "prophet":
+        start = args["answer_start_pos"] - len(case["prompt"][0])
+        options = {"start": start, "cells": args.get("answer_length", 5)}
+        options |= args["early_exit_thresholds"]
+        made |= {"steps": args["steps"]}
+        made["stop"] = "prophet:" + ",".join(f"{k}={v}" for k, v in options.items())
     else:
         raise NotSupported(f"{family} is not there yet")
     return made
@@ -77,13 +83,15 @@ def run(model: Any, case: Json, settings: Json) -> tuple[Any, list[list[int]]]:
         model_file.run_decoder = plain
 
 
-def decided_by(filled: Any, rows: int) -> list[list[int]]:
+def decided_by(filled: Any, masked: Tensor) -> list[list[int]]:
     """By row and cell, the step that decided it last; -1 for the prompt."""
-    made = torch.full((rows, filled.canvas.ids.shape[1]), -1)
+    made = torch.full(masked.shape, -1)
+    before = masked
     for number, step in enumerate(filled.trace):
-        here = torch.zeros_like(made, dtype=torch.bool)
-        here[step.rows] = step.accepted
-        made[here] = number
+        after = before.clone()
+        after[step.rows] = step.masked
+        made[before & ~after] = number
+        before = after
     return made.tolist()
 
 
@@ -91,9 +99,10 @@ def compare_case(entry: Entry, model: Any, case: Json, name: str) -> None:
     settings = settings_of(case)
     filled, shapes = run(model, case, settings)
     rows, tokens = len(case["prompt"]), filled.canvas.ids.tolist()
+    masked = filled.canvas.writable
     wrong = {
         "tokens": tokens != case["tokens"],
-        "unmasked_by_call": decided_by(filled, rows) != case["unmasked_by_call"],
+        "unmasked_by_call": decided_by(filled, masked) != case["unmasked_by_call"],
     }
     if settings.get("cfg_scale"):  # the published code stacks both halves of a guided call
         shapes = [[2 * b, n] for b, n in shapes[::2]]
