@@ -81,7 +81,7 @@ def test_answers_on_the_command_line(folder, tmp_path, capsys):
     assert "any size -> up to 20 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cache", ["none", "prefill", "prefix"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "prefill", "delayed"])
 def test_pictures_of_different_sizes_in_one_batch(model, cache):
     settings = {"max_new_tokens": 6, "steps": 4, "temperature": 1.0, "cache": cache}
     both = model.caption(PICTURES, seed=[1, 2, 3], **settings)
