@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from safetensors.torch import save_file
 
 import mmdiff
 from mmdiff.cli.main import main
-from mmdiff.errors import CheckpointError, InputError
+from mmdiff.errors import CheckpointError, InputError, TrainingError
 from mmdiff.model import MMDiffModel
 from mmdiff.processing import PLACEHOLDER
+from mmdiff.training.build import build
 from tests.checkpoints.helpers import random_weights, tiny, write_config, write_tokenizer
 
 NAMED = {
@@ -140,6 +142,11 @@ def test_a_saved_model_is_the_same(model, tmp_path):
         assert again.processor.tiling == model.tiling
         messages = [{"role": "user", "content": [{"type": "image"}]}]
         assert again.processor.prompt_ids(messages) == model.processor.prompt_ids(messages)
+
+
+def test_training_is_refused(folder):
+    with pytest.raises(TrainingError, match="cannot be trained yet"):
+        build(SimpleNamespace(model=str(folder)))
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(folder, tmp_path):
