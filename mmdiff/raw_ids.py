@@ -101,7 +101,7 @@ def read_pictures(
     if grids is not None:
         if not isinstance(model.tiling, Patching) or not isinstance(pictures, Tensor):
             raise InputError("image_grid_thw goes with patches, which this model does not read")
-        return pictures, model.tiling.blocks(pictures, grids)
+        return pictures.to(model.device), model.tiling.blocks(pictures, grids)
     if model.tiling is None:
         if not isinstance(pictures, Tensor) or pictures.dim() != 4:
             raise InputError("pixel_values must be a tensor (n, 3, H, W) for this model")

@@ -109,35 +109,3 @@ class PrefixCache:
     def select(self, rows: Tensor) -> None:
         self.last = self.last[rows]
         self.store.select(rows)
-
-
-@CACHES.register("prefill")
-class PrefillCache:
-    """Keys and values of the prompt but its last cell as the first step computed them, when the
-    prompt saw the masked answer; the steps after it feed the last prompt cell and the answer.
-
-    Approximate for full attention, where the prompt would follow the answer (Dimple's prefilling,
-    `generation_utils.py`). The first step is the prefill, so every call counts.
-    """
-
-    calls = 1
-    total = 0
-    options: ClassVar[dict[str, float]] = {}
-
-    def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
-        self.model = model
-        self.start = max(canvas.prompt_length - 1, 0)
-        self.store = KeyValueCache(canvas.ids.shape[1])
-        self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
-
-    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        self.total += 1
-        start = self.start if self.store.keys else 0
-        answer = self.model.get_input_embeddings()(canvas.ids[:, canvas.prompt_length :])
-        embeds = torch.cat([self.prompt[:, start:], answer], dim=1)
-        hidden = self.model.hidden(canvas, embeds, start, None, self.store)
-        return self.model.head(self.model.pick(hidden, need, start))
-
-    def select(self, rows: Tensor) -> None:
-        self.prompt = self.prompt[rows]
-        self.store.select(rows)

@@ -109,6 +109,16 @@ class Suffix(Windows):
         return canvas.block >= block
 
 
+@CACHES.register("prefill")
+class Prefill(Windows):
+    """The answer and the prompt's last cell are recomputed; the prompt's other cells stay as they
+    were when they saw the masked answer (Dimple's prefilling, `generation_utils.py`)."""
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        columns = torch.arange(canvas.shape[1], device=canvas.device)
+        return (columns >= canvas.prompt_length - 1).expand(canvas.shape)
+
+
 @CACHES.register("dual")
 class Dual(Windows):
     """Only the open block is recomputed; both sides of it are kept (Fast-dLLM's dual cache)."""

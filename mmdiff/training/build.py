@@ -37,6 +37,11 @@ def build(recipe: Recipe) -> MMDiffModel:
                 f"{recipe.model}: a block-diffusion checkpoint, which decodes but cannot be "
                 "trained yet; start from another one"
             )
+        if model.three_axes:
+            raise TrainingError(
+                f"{recipe.model}: positions on three axes decode but cannot be trained yet; "
+                "start from another checkpoint"
+            )
         return model
     text = SOURCES.get(recipe.data)().text(recipe.seed)
     return new_model(recipe.model, fit_tokenizer(text, recipe.model.vocab_size), recipe.seed)

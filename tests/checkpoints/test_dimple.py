@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from safetensors.torch import save_file
 
 import mmdiff
 from mmdiff.cli.main import main
-from mmdiff.errors import CheckpointError, InputError
+from mmdiff.errors import CheckpointError, InputError, TrainingError
 from mmdiff.model import MMDiffModel
 from mmdiff.processing import PLACEHOLDER
+from mmdiff.training.build import build
 from tests.checkpoints.helpers import random_weights, tiny, write_config, write_tokenizer
 
 NAMED = {
@@ -81,7 +83,7 @@ def test_answers_on_the_command_line(folder, tmp_path, capsys):
     assert "any size -> up to 20 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cache", ["none", "prefill", "prefix"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "prefill", "delayed"])
 def test_pictures_of_different_sizes_in_one_batch(model, cache):
     settings = {"max_new_tokens": 6, "steps": 4, "temperature": 1.0, "cache": cache}
     both = model.caption(PICTURES, seed=[1, 2, 3], **settings)
@@ -140,6 +142,11 @@ def test_a_saved_model_is_the_same(model, tmp_path):
         assert again.processor.tiling == model.tiling
         messages = [{"role": "user", "content": [{"type": "image"}]}]
         assert again.processor.prompt_ids(messages) == model.processor.prompt_ids(messages)
+
+
+def test_training_is_refused(folder):
+    with pytest.raises(TrainingError, match="cannot be trained yet"):
+        build(SimpleNamespace(model=str(folder)))
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(folder, tmp_path):

@@ -41,20 +41,3 @@ def test_the_cache_is_chosen_by_the_layout(model):
     auto, plain = (fill(model, *requests(model), cache=c) for c in ("auto", "none"))
     assert answers(auto) == answers(plain)
     assert answers(auto) != answers(fill(model, *requests(model), cache="prefix"))
-
-
-@pytest.mark.parametrize("shift", [False, True])
-def test_the_prefill_cache(model, shift):
-    """Exact where the prompt never sees the answer; else the first step is that of no cache."""
-    model.config.shift, model.config.picture_apart = shift, False
-    settings = {"temperature": 1.0, "steps": 3, "trace": True}
-    for layout, exact in (("prefix", True), ("full", False)):
-        model.config.attention_layout = layout
-        plain, kept = (fill(model, *requests(model), cache=c, **settings)
-                       for c in ("none", "prefill"))  # fmt: skip
-        torch.testing.assert_close(plain.trace[0].probability, kept.trace[0].probability)
-        assert (answers(plain) == answers(kept)) is exact
-        assert plain.nfe.tolist() == kept.nfe.tolist()
-        alone = [answers(fill(model, row, cache="prefill", **settings))[0]
-                 for row in requests(model)]  # fmt: skip
-        assert alone == answers(kept)

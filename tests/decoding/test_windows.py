@@ -12,7 +12,7 @@ RULES = [
     {"accept": "threshold", "threshold": 0.3, "block_length": 4},
     {"accept": "factor", "factor": 1.5, "temperature": 1.0, "remask": "revise"},
 ]
-CACHES = ["suffix", "dual", "delayed", "delayed:reload=3"]
+CACHES = ["suffix", "prefill", "dual", "delayed", "delayed:reload=3"]
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -37,9 +37,9 @@ def test_a_batch_equals_its_rows_alone(model, layout, shift, cache):
 
 
 @pytest.mark.parametrize("layout", ["full", "prefix", "block"])
-@pytest.mark.parametrize("cache", ["delayed:reload=1", "suffix", "dual"])
+@pytest.mark.parametrize("cache", ["delayed:reload=1", "suffix", "prefill", "dual"])
 def test_what_is_recomputed_every_time_is_exact(model, layout, cache):
-    """One block is fed whole by suffix and dual: exact where the prompt never sees the answer."""
+    """One block is fed whole by suffix, prefill and dual: exact where the prompt never sees it."""
     model.config.attention_layout, model.config.picture_apart = layout, layout != "full"
     exact = "reload" in cache or layout != "full"
     for rule in RULES[1:]:
@@ -58,6 +58,7 @@ def test_what_is_recomputed_every_time_is_exact(model, layout, cache):
     ("cache", "expected"),
     [
         ("suffix", [["all", 6, 6], ["all", 3, 3]]),
+        ("prefill", [["all", 7, 7], ["all", 7, 7]]),
         ("dual", [["all", 3, 3], ["all", 3, 3]]),
         ("delayed:reload=9", [["all", "all", 5], ["all", "all", 2]]),
         ("delayed:reload=2", [["all", "all", "all"], ["all", "all", "all"]]),

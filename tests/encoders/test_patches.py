@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    Qwen2VLImageProcessorPil,
-    smart_resize,
-)
 
 from mmdiff.encoders.vision.patches import Patching, read_cutting
 from mmdiff.errors import CheckpointError, InputError, SettingError
+
+try:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil as Published,
+    )
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+except ImportError:  # older versions had one class for both
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
+        Qwen2VLImageProcessor as Published,
+    )
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 SMALL = Patching(min_pixels=56 * 56, max_pixels=28 * 28 * 12)
 SIZES = [(28, 28), (200, 90), (91, 300), (13, 400), (5, 5), (57, 56), (14, 700), (1000, 990)]
@@ -36,7 +43,7 @@ def test_the_grid_is_the_published_one(patching, size):
 @pytest.mark.parametrize("size", [(28, 28), (200, 90), (5, 5), (57, 56)])
 def test_patches_are_those_of_transformers(size):
     bounds = {"shortest_edge": SMALL.min_pixels, "longest_edge": SMALL.max_pixels}
-    theirs = Qwen2VLImageProcessorPil(size=bounds)(noise(size), return_tensors="pt")
+    theirs = Published(size=bounds)(noise(size), return_tensors="pt")
     made = SMALL.cut(noise(size))
     columns, rows = made.grid
     assert theirs["image_grid_thw"].tolist() == [[1, 2 * rows, 2 * columns]]
