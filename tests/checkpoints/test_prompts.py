@@ -15,7 +15,8 @@ from tests.walk.core import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["entries"]
-ENTRIES = {e["layout"]: e for e in reversed(INDEX)}  # the first of each layout
+# the first of each layout
+ENTRIES = {e["layout"]: e for e in reversed(INDEX) if "layout" in e}
 LLADA = {
     "bos": "<|startoftext|>",
     "eos": "<|endoftext|>",

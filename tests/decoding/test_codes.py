@@ -184,3 +184,87 @@ def test_published_image_samplers_need_codes(model, compat):
         fill(model, row, **settings)
     made = fill(model, row, codes=CODES, temperature=1.0, order_temperature=1.0, **settings)
     assert set(answers(made)[0]) <= set(range(100, 132))
+
+
+def guided(model, prompt, other, answer, scale):
+    """(B, N, codes) guided logits of raw answers (B, N) behind two prompts."""
+    sides = []
+    for ids in (prompt, other):
+        logits = model(input_ids=torch.cat([ids, answer], dim=1)).logits.float()
+        sides.append(logits[:, ids.shape[1] :, CODES[0] : sum(CODES)])
+    return (1 + scale) * sides[0] - scale * sides[1]
+
+
+def stay(log_p, keep, heat):
+    """(B, n) bool: cells that stay masked, with noise from torch's generator."""
+    noisy = log_p + heat * gumbel(torch.rand(log_p.shape))
+    return noisy < noisy.sort(1).values.gather(1, keep)
+
+
+def mmada_loop(model, prompt, other, cells, steps, scale, heat):
+    """MMaDA's image sampler over whole tensors, as its paper's code goes."""
+    mask = model.config.mask_token_id
+    made = torch.full((len(prompt), cells), mask)
+    for k in range(1, steps + 1):
+        chance = guided(model, prompt, other, made, scale).softmax(2)
+        drawn = torch.multinomial(chance.flatten(0, 1), 1).view(made.shape)
+        is_open = made == mask
+        drawn = torch.where(is_open, drawn, made - CODES[0])
+        p = chance.gather(2, drawn[..., None])[..., 0]
+        p = torch.where(is_open, p, torch.finfo(p.dtype).max)
+        goal = math.floor(cells * float(torch.cos(torch.tensor(k / steps) * math.pi * 0.5)))
+        keep = (is_open.sum(1, keepdim=True) - 1).clamp(max=goal).clamp(min=1)
+        heat *= 1 - k / steps
+        made = torch.where(stay(p.clamp(min=1e-20).log(), keep, heat), mask, drawn + CODES[0])
+    return drawn + CODES[0]
+
+
+def lumina_loop(model, prompt, other, cells, steps, scale, heat):
+    """Lumina-DiMOO's image sampler: one row, draws for its open cells alone."""
+    mask = model.config.mask_token_id
+    made = torch.full((1, cells), mask)
+    for k in range(1, steps + 1):
+        is_open = made[0] == mask
+        if not bool(is_open.any()):
+            break
+        logits = guided(model, prompt, other, made, scale)[0, is_open]
+        noisy = logits / heat + gumbel(torch.rand(logits.shape)) if heat else logits
+        drawn = noisy.argmax(1)
+        log_p = logits.log_softmax(1).gather(1, drawn[:, None]).T
+        goal = math.floor(cells * float(torch.cos(torch.tensor(k / steps) * math.pi * 0.5)))
+        keep = min(max(goal, 1), len(drawn) - 1) if k < steps else 0
+        masked = stay(log_p, torch.tensor([[keep]]), heat)[0]
+        made[0, is_open] = torch.where(masked, mask, drawn + CODES[0])
+    return made
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("cells", "steps", "scale", "heat"),
+    [(9, 4, 0.0, 1.0), (9, 5, 2.0, 0.7), (5, 8, 1.0, 1.0), (8, 3, 1.5, 0.0)])  # fmt: skip
+@pytest.mark.parametrize("project", ["mmada", "lumina"])
+def test_published_image_samplers_written_out(model, project, cells, steps, scale, heat):
+    model.config.attention_layout, model.config.picture_apart = "full", False
+    prompt, other = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.tensor([[11, 12], [13, 14]])
+    loop = {"mmada": mmada_loop, "lumina": lumina_loop}[project]
+    if project == "lumina":
+        prompt, other = prompt[:1], other[:1]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = loop(model, prompt, other, cells, steps, scale, heat)
+        torch.manual_seed(seed)
+        made = model.generate(
+            prompt,
+            negative_prompt_ids=other,
+            codes=CODES,
+            max_new_tokens=cells,
+            steps=steps,
+            accept="maskgit",
+            schedule="cosine",
+            temperature=heat if project == "lumina" else 1.0,
+            order_temperature=heat,
+            cfg_scale=scale,
+            stop="none",
+            cache="none",
+            compat=f"{project}_image",
+        )
+        assert torch.equal(made.sequences[:, -cells:], expected)
