@@ -111,7 +111,7 @@ class Canvas:
     def align_blocks(self, length: int) -> None:
         """Number blocks of `length` cells from each row's first cell on: that of the first answer
         cell, which the prompt's tail may begin, is 1, and the prompt's others are 0, -1, ..."""
-        number = self.position // length
+        number = (self.valid.long().cumsum(1) - 1).clamp(min=0) // length
         first = torch.where(self.block > 0, number, number.max()).amin(1, keepdim=True)
         self.block = number - first + 1
 

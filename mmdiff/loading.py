@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.checkpoints import hub
-from mmdiff.checkpoints.base import NATIVES, find, our_key
+from mmdiff.checkpoints.base import find, find_native, our_key
 from mmdiff.errors import CheckpointError, SettingError, nearest
 
 if TYPE_CHECKING:
@@ -128,9 +128,8 @@ def load(
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if isinstance(dtype, str):
         dtype = check_dtype(dtype)
-    native = str(read_config(folder).get("model_type"))
-    if native in NATIVES:
-        return NATIVES.get(native)(folder, device, dtype)
+    if native := find_native(read_config(folder)):
+        return native.load(folder, device, dtype)
     family, config = model_config(folder)
     model = weights.empty(config, folder)
     weights.fill(model, folder, partial(our_key, family), device, dtype)

@@ -86,11 +86,28 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("checkpoint family", modules=MODULES)
-# By model_type: families that run on a network of transformers' own instead of our model. Called
-# with the folder, the device and the dtype.
-NATIVES: Registry[Callable[..., Any]] = Registry(
+
+
+@dataclass(frozen=True)
+class Native:
+    """A family that runs on a network of transformers' own, told by its `model_type`. `load` takes
+    the folder, the device and the dtype; `hub` as in `Family`."""
+
+    title: str
+    model_type: str
+    load: Callable[..., Any]
+    hub: Mapping[str, str] = field(default_factory=dict)
+
+
+NATIVES: Registry[Native] = Registry(
     "native family", modules=("mmdiff.checkpoints.diffusion_gemma",)
 )
+
+
+def find_native(config: Json) -> Native | None:
+    """The native family of a config.json, if it is of one."""
+    found = (NATIVES.get(name) for name in NATIVES.names())
+    return next((n for n in found if n.model_type == config.get("model_type")), None)
 
 
 def find(config: Json, where: str) -> tuple[str, Family]:
@@ -100,10 +117,10 @@ def find(config: Json, where: str) -> tuple[str, Family]:
         if family.recognise(config):
             return name, family
     kind, known = config.get("model_type"), ", ".join(FAMILIES.names())
-    if str(kind) in NATIVES:
+    if native := find_native(config):
         raise CheckpointError(
-            f"{where}: {kind} runs on transformers' own network; mmdiff.load opens it, and there "
-            "is nothing of ours to describe or convert"
+            f"{where}: {native.title} runs on transformers' own network; mmdiff.load opens it, and "
+            "there is nothing of ours to describe or convert"
         )
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from mmdiff.checkpoints.base import NATIVES
+from mmdiff.checkpoints.base import NATIVES, Native
 from mmdiff.decoding.settings import Decoding, make_decoding, parse_rule, with_options, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import CheckpointError, InputError, SettingError, nearest
@@ -201,7 +201,6 @@ def padded(answer: Tensor, settings: Decoding, network: Any) -> Tensor:
     return out
 
 
-@NATIVES.register("diffusion_gemma")
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionGemma:
     """Opens a folder strictly. Raises CheckpointError where transformers is too old for the class,
     or a tensor is missing, unknown or of the wrong shape."""
@@ -233,3 +232,13 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionGem
             first = min(str(key) for key in report[kind])
             raise CheckpointError(f"{folder}: the checkpoint {word}: {first}")
     return DiffusionGemma(network.to(device).eval())
+
+
+NATIVES.register("gemma")(
+    Native(
+        title="DiffusionGemma",
+        model_type="diffusion_gemma",
+        load=load,
+        hub={"google/diffusiongemma-26B-A4B-it": "Apache-2.0"},
+    )
+)

@@ -37,9 +37,10 @@ def summarise(name: str) -> dict[str, Any]:
 
 def families() -> list[dict[str, Any]]:
     """JSON-able facts about the families of checkpoints: known hub ids with their licence."""
-    from mmdiff.checkpoints.base import FAMILIES
+    from mmdiff.checkpoints.base import FAMILIES, NATIVES
 
-    found = [(name, FAMILIES.get(name)) for name in FAMILIES.names()]
+    found: list[Any] = [(name, FAMILIES.get(name)) for name in FAMILIES.names()]
+    found += [(name, NATIVES.get(name)) for name in NATIVES.names()]
     return [{"family": name, "title": f.title, "hub": dict(f.hub)} for name, f in found]
 
 

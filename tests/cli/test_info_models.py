@@ -3,7 +3,7 @@
 import pytest
 
 import mmdiff.cli.models
-from mmdiff.checkpoints.base import FAMILIES
+from mmdiff.checkpoints.base import FAMILIES, NATIVES
 from mmdiff.cli.models import LICENCES
 from mmdiff.loading import BUILT_IN, load
 
@@ -42,7 +42,7 @@ def test_models(run):
     model, *families = run("models", "--json").rows
     assert model["model"] == "mmdiff/tiny"
     assert model["parameters"] > 0
-    assert [row["family"] for row in families] == FAMILIES.names()
+    assert [row["family"] for row in families] == FAMILIES.names() + NATIVES.names()
     hub = {row["family"]: row["hub"] for row in families}
     assert hub["llada"]["GSAI-ML/LLaDA-8B-Instruct"] == "MIT"
     assert hub["mmdiff"] == {}

@@ -107,16 +107,17 @@ def sdar(entry: Entry, case: Json) -> None:
     filled = decode(TableModel(entry), collate([row], pad_id=0), settings, None)
     entry.compare(case["output"], filled.canvas.ids)
     if case.get("forward_calls") is not None:
-        calls = published_calls(filled, len(prompt), length)
+        calls = published_calls(filled, len(prompt), length, entry.ids["mask"])
         status = "passed" if calls == case["forward_calls"] else "failed"
         entry.note(f"{case['output']} calls", status, [], abs(calls - case["forward_calls"]))
 
 
-def published_calls(filled: Filled, prompt: int, length: int) -> int:
-    """Calls of the published loop: one for the prompt's whole blocks, one per block to store it.
-    Ours feeds a finished block together with the first step of the next."""
+def published_calls(filled: Filled, prompt: int, length: int, mask: int) -> int:
+    """Calls of the published loop: one for the prompt's whole blocks, one per filled block to store
+    it. Ours feeds a finished block together with the first step of the next."""
     given = prompt // length
-    return int(given > 0) + filled.calls + filled.canvas.shape[1] // length - given
+    full = int((filled.canvas.ids.view(-1, length) != mask).all(1).sum())
+    return int(given > 0) + filled.calls + full - given
 
 
 def diffusion_gemma(entry: Entry, case: Json) -> None:
