@@ -30,6 +30,22 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
+class Named:
+    size: int = 1
+
+    @staticmethod
+    def expand(written):
+        if written == "bad":
+            raise SettingError("there is no size bad")
+        return {"size": 9} if written == "large" else written
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Named = Named()
+
+
+@dataclass(frozen=True)
 class Recipe:
     steps: int
     name: str = "base"
@@ -211,3 +227,13 @@ def test_split_arguments(tmp_path, monkeypatch):
     positional, assignments = split_arguments(arguments)
     assert positional == ["a.png", "odd=name.png", "what is 2=2?"]
     assert assignments == ["steps=4", "a.b=c=d", "x" * 5000 + "=1"]
+
+
+def test_a_class_expands_shorthand():
+    assert build(Outer, {"inner": "large"}).inner == Named(9)
+    assert build(Outer, {"inner": {"size": 2}}).inner == Named(2)
+    assert build(Outer, {"inner": Named(3)}).inner == Named(3)
+    with pytest.raises(SettingError, match=r"mine\.yaml: inner\.there is no size bad"):
+        build(Outer, {"inner": "bad"}, "mine.yaml")
+    with pytest.raises(SettingError, match="inner must be a group of settings"):
+        build(Outer, {"inner": "small"})
