@@ -15,8 +15,7 @@ from tests.walk.core import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["entries"]
-# the first of each layout
-ENTRIES = {e["layout"]: e for e in reversed(INDEX) if "layout" in e}
+ENTRIES = {e["layout"]: e for e in reversed(INDEX) if "layout" in e}  # the first of each
 LLADA = {
     "bos": "<|startoftext|>",
     "eos": "<|endoftext|>",
