@@ -53,12 +53,12 @@ class KeyValueCache:
             self.keys[layer] = keys.new_zeros(rows, heads, self.length, width)
             self.values[layer] = values.new_zeros(rows, heads, self.length, values.shape[-1])
         if self.place:
-            rows, columns = self.place
+            fed, columns = self.place
             for whole, new in ((self.keys[layer], keys), (self.values[layer], values)):
-                whole[rows[:, None], :, columns] = new.transpose(1, 2)
-            if len(rows) == self.rows:
+                whole[fed[:, None], :, columns] = new.transpose(1, 2)
+            if len(fed) == self.rows:
                 return self.keys[layer], self.values[layer]
-            return self.keys[layer][rows], self.values[layer][rows]
+            return self.keys[layer][fed], self.values[layer][fed]
         end = self.start + keys.shape[2]
         self.keys[layer][:, :, self.start : end] = keys
         self.values[layer][:, :, self.start : end] = values

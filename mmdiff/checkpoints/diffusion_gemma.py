@@ -89,12 +89,12 @@ class DiffusionGemma(Tasks):
         decoder calls. Behind an end of text stand padding ids.
         """
         settings = self.settings(decoding)
-        pictures = {
+        named = {
             "pixel_values": pixel_values,
             "image_position_ids": image_position_ids,
             "mm_token_type_ids": mm_token_type_ids,
         }
-        pictures = {name: value for name, value in pictures.items() if value is not None}
+        pictures = {name: value for name, value in named.items() if value is not None}
         if pictures and len(input_ids) > 1:
             raise InputError("DiffusionGemma takes one row with pictures at a time")
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -54,8 +54,13 @@ class Cells:
     @classmethod
     def at(cls, canvas: Canvas, columns: Tensor) -> Cells:
         """Columns (B, n) of each row's own."""
-        named = (canvas.block, canvas.segment, canvas.copy, canvas.valid)
-        return cls(*(cells.gather(1, columns) for cells in named), columns)
+        return cls(
+            canvas.block.gather(1, columns),
+            canvas.segment.gather(1, columns),
+            canvas.copy.gather(1, columns),
+            canvas.valid.gather(1, columns),
+            columns,
+        )
 
 
 def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
