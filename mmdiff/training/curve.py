@@ -28,7 +28,7 @@ def draw(log: Path, target: Path) -> None:
     checked = [(row["step"], row["validation"]) for row in rows if "validation" in row]
     if checked:
         axes.plot(*zip(*checked, strict=True), "o-", color="#d94801", label="validation, averaged")
-    axes.set(xlabel="step", ylabel="loss per answer token", yscale="log")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=120)
