@@ -172,7 +172,7 @@ def test_a_question_of_100_000_characters(command, picture):
         ("steps=0", "at least 1"),
         ("order=confidense", "Did you mean confidence?"),
         ("accept=treshold", "Did you mean threshold?"),
-        ("cache=prefiks", "Did you mean prefix?"),
+        ("cache=prefiks", "Did you mean prefix"),
         ("stop=nome", "Did you mean none?"),
         ("schedule=liner", "Did you mean linear?"),
         ("a.b=1", "unknown setting a"),
