@@ -386,7 +386,7 @@ def test_pixels_are_normalised_per_channel():
 @pytest.mark.parametrize("aspect", ["squash", "pad", "anyres"])
 @pytest.mark.parametrize("size", SHAPES)
 def test_a_picture_of_any_shape_is_cut_and_counted(aspect, size):
-    tiling = Tiling(8, aspect, spanned(6, 6, 8), 4, True, True, "average")
+    tiling = Tiling(8, aspect, spanned(6, 6, 8), 4, unpad=True, newline=True, pool="average")
     cut = tiles.cut(Image.new("RGB", size), tiling)
     grid = tiles.grid_of(size, tiling)
     assert cut.grid == grid and len(cut.pixels) == (1 + grid[0] * grid[1] if grid else 1)
