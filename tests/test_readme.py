@@ -38,6 +38,9 @@ def test_there_are_commands():
 def test_command(command, in_a_copy, capsys):
     arguments = shlex.split(command)
     if arguments[0] == "train":
+        before = [c for c in COMMANDS[: COMMANDS.index(command)] if c.startswith("train")]
+        for earlier in before:  # a later stage goes on from an earlier one's folder
+            assert main(shlex.split(earlier) + SHORT) == 0
         arguments += SHORT
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip()
