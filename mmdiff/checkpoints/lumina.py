@@ -85,6 +85,6 @@ FAMILIES.register("lumina")(
         mask="<|mdm_mask|>",
         ends=("</answer>",),
         pictures=PICTURES,
-        hub={"Alpha-VLLM/Lumina-DiMOO": "Apache-2.0"},
+        hub={"Alpha-VLLM/Lumina-DiMOO": "not stated"},
     )
 )

@@ -154,6 +154,6 @@ FAMILIES.register("mmada")(
         keys=KEYS,
         **PROMPT | {"template": TEMPLATE.replace("\n\n", "\n")},
         pictures=PICTURES,
-        hub={"Gen-Verse/MMaDA-8B-Base": "MIT", "Gen-Verse/MMaDA-8B-MixCoT": "MIT"},
+        hub={f"Gen-Verse/MMaDA-8B-{kind}": "not stated" for kind in ("Base", "MixCoT")},
     )
 )

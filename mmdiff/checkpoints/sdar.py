@@ -108,7 +108,7 @@ FAMILIES.register("sdar")(
         config=text,
         keys=dream.KEYS,
         **PROMPT,
-        hub={f"JetLM/SDAR-{size}-Chat": "MIT" for size in ("1.7B", "4B", "8B")},
+        hub={f"JetLM/SDAR-{size}-Chat": "not stated" for size in ("1.7B", "4B", "8B")},
     )
 )
 FAMILIES.register("sdar-vl")(

@@ -61,7 +61,8 @@ def show(found: list[dict[str, Any]], known: list[dict[str, Any]]) -> None:
         loads.add_column(column, overflow="fold")
     for row in known:
         ids, licences = "\n".join(row["hub"]), "\n".join(row["hub"].values())
-        loads.add_row(row["family"], row["title"], ids or OWN, licences)
+        own = OWN if row["family"] == "mmdiff" else ""
+        loads.add_row(row["family"], row["title"], ids or own, licences)
     console = Console(highlight=False, markup=False)
     console.print(table)
     console.print("\n--model loads a folder or a hub id of these families:")
