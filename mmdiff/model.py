@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from mmdiff.diffusion.attention import Cells, additive, allowed
 from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
 from mmdiff.encoders.vision import build_vision
-from mmdiff.encoders.vision.patches import Patching, read_cutting
+from mmdiff.encoders.vision.patches import Patching, cells_of, read_cutting
 from mmdiff.encoders.vision.tiles import merge
 from mmdiff.errors import SettingError
 from mmdiff.heads.tasks import Tasks
@@ -162,9 +161,7 @@ class MMDiffModel(Tasks, PreTrainedModel):
 
     def cells_of(self, size: tuple[int, int]) -> int:
         """Canvas cells that a picture of `size` (width, height) fills."""
-        if self.tiling is None:
-            return self.image_tokens
-        return self.tiling.count(size, isqrt(self.image_tokens))
+        return cells_of(size, self.tiling, self.image_tokens)
 
     @property
     def three_axes(self) -> bool:
@@ -266,14 +263,17 @@ class MMDiffModel(Tasks, PreTrainedModel):
         return self.head(self.pick(self.hidden(canvas, embeds), need))
 
     def pick(self, hidden: Tensor, need: Tensor, start: int = 0) -> Tensor:
-        """(K, D) hidden states that score the needed cells; `hidden` begins at column `start`.
+        """(K, D) hidden states that score the needed cells; `hidden` begins at column `start`."""
+        rows, cells = self.scoring(need)
+        return hidden[rows, cells - start]
+
+    def scoring(self, need: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and cells (K,) whose hidden states score the needed cells (B, L).
 
         A shifted checkpoint scores cell i from position i - 1 (cell 0 from itself).
         """
         rows, cells = need.nonzero(as_tuple=True)
-        if self.config.shift:
-            cells = (cells - 1).clamp(min=0)
-        return hidden[rows, cells - start]
+        return rows, (cells - 1).clamp(min=0) if self.config.shift else cells
 
     def forward(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Block, Canvas, Features
-from mmdiff.encoders.vision.patches import Patching, read_cutting
+from mmdiff.encoders.vision.patches import Patching, cells_of, read_cutting
 from mmdiff.encoders.vision.tiles import Tiling
 from mmdiff.errors import CheckpointError, InputError
 
@@ -160,9 +159,7 @@ class Processor:
 
     def cells_of(self, size: tuple[int, int]) -> int:
         """Canvas cells that a picture of `size` (width, height) fills."""
-        if self.tiling is None:
-            return self.image.tokens
-        return self.tiling.count(size, math.isqrt(self.image.tokens))
+        return cells_of(size, self.tiling, self.image.tokens)
 
     def read(self, images: Sequence[Image.Image]) -> tuple[Tensor, list[Block] | None]:
         """(n, 3, H, W) pixel values of RGB pictures, and their blocks where they are tiled."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import ceil, floor, sqrt
+from math import ceil, floor, isqrt, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,11 @@ class Patching:
             return replace(self, **{k: v for k, v in found.items() if v is not None})
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error!r})") from None
+
+
+def cells_of(size: Size, cutting: Tiling | Patching | None, tokens: int) -> int:
+    """Canvas cells that a picture of `size` fills, with `tokens` per tile, or in all if uncut."""
+    return tokens if cutting is None else cutting.count(size, isqrt(tokens))
 
 
 def read_cutting(settings: dict[str, Any]) -> Tiling | Patching:

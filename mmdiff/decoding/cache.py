@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Cache(Protocol):
-    calls: int  # of the backbone per step, for one row
-    total: int  # of the backbone so far; rows may need calls of their own
-    start: int  # first column that a step feeds
-    options: ClassVar[dict[str, float]]  # with defaults; arguments of the class
+    calls: int = 1  # of the backbone per step, for one row
+    total: int = 0  # of the backbone so far; rows may need calls of their own
+    start: int = 0  # first column that a step feeds
+    options: ClassVar[dict[str, float]] = {}  # with defaults; arguments of the class
 
     def __init__(
         self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN, **options: float
@@ -55,13 +55,8 @@ def cache_maker(model: MMDiffModel, settings: Decoding) -> Callable[[MMDiffModel
 
 
 @CACHES.register("none")
-class NoCache:
+class NoCache(Cache):
     """The whole canvas at every step; encoders still run once."""
-
-    calls = 1
-    total = 0
-    start = 0
-    options: ClassVar[dict[str, float]] = {}
 
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
@@ -78,17 +73,13 @@ class NoCache:
 
 
 @CACHES.register("prefix")
-class PrefixCache:
+class PrefixCache(Cache):
     """Keys and values of the prompt, computed once; each step feeds only the answer columns.
 
     Exact for checkpoints trained with the prefix or block layout, where the prompt never sees the
     answer; approximate otherwise (LaViDa's inference, arXiv:2505.16839 B.4). A shifted checkpoint
     also keeps the hidden state of the last prompt cell, which scores the first answer cell.
     """
-
-    calls = 1
-    total = 0
-    options: ClassVar[dict[str, float]] = {}
 
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model

@@ -89,13 +89,9 @@ class Scheduled:
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
         check_name("schedule", settings.schedule, SCHEDULES)
         self.settings = settings
-        blocks = int(canvas.block.max())
-        per_block = [
-            ((canvas.block == b) & canvas.masked).sum(1).tolist() for b in range(1, blocks + 1)
-        ]
         self.by_block = [
-            [self._counts(b, per_block[b][row]) for b in range(blocks)]
-            for row in range(canvas.ids.shape[0])
+            [self._counts(b, masks) for b, masks in enumerate(row[1:])]
+            for row in masks_by_block(canvas)
         ]
         self.quota = [[n for counts in row for n in counts] for row in self.by_block]
         self.step = [0] * len(self.quota)
@@ -125,6 +121,14 @@ class Scheduled:
             counts.append(self.quota[row][min(self.step[row], len(self.quota[row]) - 1)])
             self.step[row] += 1
         return counts
+
+
+def masks_by_block(canvas: Canvas) -> list[list[int]]:
+    """Masked cells of every row by block number, from 0."""
+    numbers = range(int(canvas.block.max()) + 1)
+    counts = [((canvas.block == b) & canvas.masked).sum(1) for b in numbers]
+    made: list[list[int]] = torch.stack(counts, dim=1).tolist()
+    return made
 
 
 def draw(

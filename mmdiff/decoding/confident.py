@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.choose import ACCEPTS, draw
+from mmdiff.decoding.choose import ACCEPTS, draw, masks_by_block
 from mmdiff.decoding.draws import Draws
 from mmdiff.decoding.settings import Decoding
 from mmdiff.diffusion.schedule import ratio_share
@@ -21,9 +21,7 @@ class Confident:
 
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
         self.settings = settings
-        numbers = range(int(canvas.block.max()) + 1)
-        per_block = [((canvas.block == b) & canvas.masked).sum(1) for b in numbers]
-        self.masks = torch.stack(per_block, dim=1).tolist()
+        self.masks = masks_by_block(canvas)
         self.taken: Counter[tuple[int, int]] = Counter()  # steps by row and block
 
     def __call__(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
+from mmdiff.decoding.propose import spread
 from mmdiff.decoding.settings import PLAIN, Decoding, with_options
 from mmdiff.decoding.stop import STOPS, EndOfText, Seen
 
@@ -41,10 +42,10 @@ class Sure(EndOfText):
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
         assert seen is not None
-        best, gap = canvas.ids.clone(), torch.zeros(canvas.shape, device=canvas.device)
+        best = canvas.ids.clone()
         two = seen.proposal.logits.float().topk(2, dim=1)
         best[seen.need] = two.indices[:, 0]
-        gap[seen.need] = two.values[:, 0] - two.values[:, 1]
+        gap = spread(two.values[:, 0] - two.values[:, 1], seen.need, 0.0)
         watched = self.watched(canvas)
         mean = (gap * watched).sum(1) / watched.sum(1).clamp(min=1)
         least = []

@@ -14,7 +14,7 @@ from mmdiff.decoding.cache import Cache, cache_maker
 from mmdiff.decoding.choose import ACCEPTS, ORDERS, Accept, Order
 from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.guide import Guided
-from mmdiff.decoding.propose import propose
+from mmdiff.decoding.propose import propose, spread
 from mmdiff.decoding.remask import REMASKS, Remask
 from mmdiff.decoding.settings import Decoding, cooled, parse_rule, with_seed
 from mmdiff.decoding.stop import STOPS, Seen, Stop
@@ -158,10 +158,10 @@ def decode(
         if bool(proposal.log_odds.isnan().any()):
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
         ranked = rules.order(proposal, draws) - LATER * torch.isin(proposal.tokens, rules.late)
-        score = _spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
-        probability = _spread(proposal.probability, need, 0.0)
+        score = spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
+        probability = spread(proposal.probability, need, 0.0)
         accept = rules.accept(score, probability, live, rows, draws)
-        tokens = _spread(proposal.tokens, need, 0)
+        tokens = spread(proposal.tokens, need, 0)
         live.write(tokens, accept)
         rules.remask.revise(live, wanted, tokens, probability)
         if settings.compat:  # published code finds masked cells by their id
@@ -188,13 +188,6 @@ def _draws(rules: Rules, live: Canvas, need: Tensor, seed: Tensor, step: Tensor)
 def open_cells(canvas: Canvas) -> Tensor:
     """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
     return canvas.masked & (canvas.block == canvas.open_block())
-
-
-def _spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
-    """(B, L) from the K values of the cells marked in `where`."""
-    out = torch.full(where.shape, empty, dtype=values.dtype, device=values.device)
-    out[where] = values
-    return out
 
 
 def _store(whole: Canvas, live: Canvas, rows: Tensor) -> None:

@@ -40,3 +40,10 @@ def propose(logits: Tensor, draws: Draws, settings: Decoding) -> Proposal:
     above it one that `draws` picks from the tempered, filtered distribution."""
     tokens, read = draws.tokens(logits, settings)
     return Proposal(tokens, log_odds(read, tokens), read)
+
+
+def spread(values: Tensor, where: Tensor, empty: float) -> Tensor:
+    """(B, L) from the K values of the cells marked in `where`."""
+    out = torch.full(where.shape, empty, dtype=values.dtype, device=values.device)
+    out[where] = values
+    return out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.propose import Proposal
+from mmdiff.decoding.propose import Proposal, spread
 from mmdiff.decoding.settings import PLAIN, Decoding, with_options
 from mmdiff.registry import Registry
 
@@ -112,8 +112,7 @@ class Stable(EndOfText):
         logits = seen.proposal.logits.float()
         best = canvas.ids.clone()
         best[seen.need] = logits.argmax(1)
-        entropy = torch.zeros(best.shape, device=best.device)
-        entropy[seen.need] = torch.special.entr(logits.softmax(1)).sum(1)
+        entropy = spread(torch.special.entr(logits.softmax(1)).sum(1), seen.need, 0.0)
         mean = entropy.sum(1) / seen.need.sum(1).clamp(min=1)
         stop = (self.repeats(best, seen.rows) >= self.stability) & (mean < self.confidence)
         canvas.write(best, canvas.masked & seen.need & stop[:, None])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.cache import CACHES
+from mmdiff.decoding.cache import CACHES, Cache
 from mmdiff.decoding.settings import PLAIN, Decoding
 from mmdiff.errors import SettingError
 
@@ -22,17 +22,12 @@ if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
 
-class Windows:
+class Windows(Cache):
     """Every row's first step in a block feeds its whole canvas; `window` says what later ones do.
 
     `block` (b,) is the block of a row's last step, `taken` (b,) its steps there before this one,
     `before` (b, L) what was masked when that last step began.
     """
-
-    calls = 1
-    total = 0
-    start = 0
-    options: ClassVar[dict[str, float]] = {}
 
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
@@ -50,28 +45,23 @@ class Windows:
         """(b, L) bool: cells to feed in a step inside `block` (b, 1); `taken` counts from 0."""
         raise NotImplementedError
 
-    def fed(self, canvas: Canvas, need: Tensor) -> Tensor:
-        """(b, L) bool: what this step feeds; always at least what scores the needed cells."""
+    def fed(self, canvas: Canvas) -> Tensor:
+        """(b, L) bool: what this step feeds beside the needed cells and those that score them."""
         block = canvas.open_block()
         self.taken = torch.where(block[:, 0] == self.block, self.taken + 1, 0)
         self.block = block[:, 0]
         fed = self.window(canvas, block) | (self.taken == 0)[:, None]
         self.before = canvas.masked
-        return self._scoring(need) | fed
-
-    def _scoring(self, need: Tensor) -> Tensor:
-        """The needed cells (b, L) and those that score them."""
-        return need | need.roll(-1, 1) if self.model.config.shift else need
+        return fed
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        fed = self.fed(canvas, need)
+        row, cell = self.model.scoring(need)
+        fed = self.fed(canvas) | need
+        fed[row, cell] = True
         place = fed.long().cumsum(1) - 1
         hidden = self.prompt.new_zeros(len(fed), int(fed.sum(1).max()), self.prompt.shape[2])
         for rows, columns, made in self.compute(canvas, fed):
             hidden[rows, : columns.shape[1]] = made
-        row, cell = need.nonzero(as_tuple=True)
-        if self.model.config.shift:
-            cell = (cell - 1).clamp(min=0)
         return self.model.head(hidden[row, place[row, cell]])
 
     def compute(self, canvas: Canvas, fed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -168,8 +158,8 @@ class Blocks(Windows):
         model.hidden(canvas, self.prompt, 0, canvas.prompt_length, self.store)
         self.block = torch.zeros_like(self.block)  # the last stored one
 
-    def fed(self, canvas: Canvas, need: Tensor) -> Tensor:
+    def fed(self, canvas: Canvas) -> Tensor:
         current = canvas.open_block()
         cells = (canvas.block > self.block[:, None]) & (canvas.block <= current)
         self.block = current[:, 0] - 1
-        return self._scoring(need) | (cells & canvas.valid)
+        return cells & canvas.valid

@@ -70,7 +70,7 @@ class TableModel:
     def forbidden(self, codes: Any, anything: bool) -> Tensor:
         return torch.zeros(0, dtype=torch.long)
 
-    pick = MMDiffModel.pick
+    pick, scoring = MMDiffModel.pick, MMDiffModel.scoring
 
 
 def blockdiff(entry: Entry) -> None:
