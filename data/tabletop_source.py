@@ -41,6 +41,6 @@ class Tabletop:
             rng = stream("tabletop words", seed, index)
             scene = tabletop.sample_scene(rng)
             yield tabletop.captions(scene, rng)
-            for qa in tabletop.questions(scene, rng, 4):
+            for qa in tabletop.questions(scene, rng, 6, kinds=tabletop.TRAINING_KINDS):
                 yield qa.question
                 yield qa.answer

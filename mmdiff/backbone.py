@@ -79,6 +79,59 @@ class KeyValueCache:
         self.values = {layer: v[rows] for layer, v in self.values.items()}
 
 
+PARTS = "mmdiff_parts"  # an attention implementation's name, for training on packed rows
+
+
+def attend_in_parts(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of rows whose first S cells are seen by all, and whose other cells are in n parts
+    of W that do not see each other; S from `mask` (B, n, W, S + W) and the row's length.
+
+    query (B, H, L, d), key and value (B, h, L, d) -> (B, L, H, d). It computes S^2 + n W (S + W)
+    scores a row for L^2.
+    """
+    rows, heads, length, depth = query.shape
+    parts, width = mask.shape[1:3]
+    shared = length - parts * width
+    if key.shape[1] != heads:
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+
+    def split(tensor: Tensor) -> tuple[Tensor, Tensor]:
+        front, own = tensor[:, :, :shared], tensor[:, :, shared:]
+        return front, own.reshape(rows, heads, parts, width, depth)
+
+    def behind(tensor: Tensor) -> Tensor:
+        front, own = split(tensor)
+        return torch.cat([front[:, :, None].expand(-1, -1, parts, -1, -1), own], 3)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, hide: Tensor | None) -> Tensor:
+        scores = q @ k.transpose(-1, -2) * scaling
+        if hide is not None:
+            scores = scores + hide
+        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+    front, own = split(query)
+    seen = attend(front, split(key)[0], split(value)[0], None)
+    rest = attend(own, behind(key), behind(value), mask[:, None])
+    output = torch.cat([seen, rest.reshape(rows, heads, parts * width, depth)], 2)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def see_in_parts(decoder: PreTrainedModel) -> None:
+    """Let this decoder use `attend_in_parts` on canvases that have `parts`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PARTS, attend_in_parts)
+    decoder.set_attn_implementation(PARTS)
+
+
 def build_decoder(text_config: dict[str, Any], attention: str | None = None) -> PreTrainedModel:
     """A bidirectional decoder without head from a transformers config (`model_type` + sizes)."""
     from transformers import AutoConfig, AutoModel
@@ -107,7 +160,7 @@ def run_decoder(
     `mask` is additive (B, 1, Q, K), or None when every query sees every key.
     """
     implementation = getattr(decoder.config, "_attn_implementation", "sdpa")
-    if mask is not None and implementation not in ("sdpa", "eager"):
+    if mask is not None and implementation not in ("sdpa", "eager", PARTS):
         raise SettingError(
             f"attention {implementation!r} cannot take this mask; load with attention='sdpa'"
         )

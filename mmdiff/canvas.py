@@ -70,6 +70,9 @@ class Canvas:
     layout: str | None = None  # attention layout, where it is not the model's own
     prompt_length: int = 0  # P: columns [0, P) hold prompts, left padded; 0 in packed rows
     features: Features | None = None
+    parts: tuple[int, int] | None = (
+        None  # (S, W): behind the S shared columns no W columns see others
+    )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mmdiff.backbone import KeyValueCache, build_decoder, run_decoder
+from mmdiff.backbone import PARTS, KeyValueCache, build_decoder, run_decoder
 from mmdiff.canvas import Canvas, Features
-from mmdiff.diffusion.attention import Cells, additive, allowed
+from mmdiff.diffusion.attention import Cells, additive, allowed, in_parts
 from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
 from mmdiff.encoders.vision import build_vision
@@ -224,7 +224,11 @@ class MMDiffModel(Tasks, PreTrainedModel):
             query, numbers = Cells.at(canvas, columns), canvas.position
             position = numbers.gather(-1, columns.expand(*numbers.shape[:-1], -1))
         layout = canvas.layout or self.config.attention_layout
-        mask = additive(allowed(query, key, layout), embeds.dtype)
+        if canvas.parts and self.backbone.config._attn_implementation == PARTS:
+            see = in_parts(canvas, layout)
+        else:
+            see = allowed(query, key, layout)
+        mask = additive(see, embeds.dtype)
         if cache is not None and columns is None:
             cache.window(start, stop)
         return run_decoder(self.backbone, embeds, position, mask, cache)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mmdiff.backbone import PARTS, see_in_parts
 from mmdiff.data.source import Sample, Turn
+from mmdiff.errors import TrainingError
 from mmdiff.heads.answer import Answer
 from mmdiff.heads.run import compose_canvas
 from mmdiff.processing import collate, packed_row
-from mmdiff.training.batches import encode_turns, pack, separate, with_noise
+from mmdiff.training.batches import encode_turns, pack, parts_of, separate, with_noise
 from mmdiff.training.objective import batch_loss
 from mmdiff.training.recipe import Objective
 from tests.helpers import PLACEHOLDER, pixels, separate_prefix
@@ -56,6 +58,43 @@ def test_a_packed_row_equals_separate_rows(model, layout, weight, copies):
         )
         assert one == pytest.approx(split, rel=1e-5)
         assert two == pytest.approx(both, rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_row_in_parts_has_the_loss_and_gradients_of_separate_rows(model, parts):
+    """Through the attention that skips what lies between the parts, and through sdpa."""
+    image_id, front = model.processor.image_token_id, 1 + model.image_tokens
+    rows = [pack(pairs(model), image_id, 2, front + parts * 17, n, parts=parts) for n in range(2)]
+    split = [row for n in range(2) for row in separate_prefix(pairs(model), 2, n, front)]
+    for row in split:  # turns 1 and 3 share a part, a filling follows, then turn 2
+        row.segment = [{0: 0, 1: 1, 2: 4, 3: 2}[number] for number in row.segment]
+    found = []
+    for group, attention in ((rows, PARTS), (rows, "sdpa"), (split, "sdpa")):
+        see_in_parts(model.backbone)
+        model.backbone.set_attn_implementation(attention)
+        owner = torch.arange(2).repeat_interleave(len(group) // 2)
+        canvas = collate(group, 1, pixels(2), image_id)
+        if group is rows:
+            canvas.parts = parts_of(rows, parts)
+            assert canvas.parts == (front, 17)
+        model.zero_grad()
+        loss = batch_loss(model, with_noise(canvas, owner, 3), Objective(denominator="row"))
+        loss.backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((loss.detach(), torch.cat(grads)))
+    for loss, grads in found[:2]:
+        torch.testing.assert_close(loss, found[2][0])
+        torch.testing.assert_close(grads, found[2][1], rtol=1e-4, atol=1e-6)
+
+
+def test_parts_too_small_for_a_turn_and_rows_of_unlike_pictures_are_refused(model):
+    image_id, front = model.processor.image_token_id, 1 + model.image_tokens
+    with pytest.raises(TrainingError, match="raise row_cells or lower row_parts"):
+        pack(pairs(model), image_id, 2, front + 20, 0, parts=2)
+    rows = [pack(pairs(model), image_id, 2, front + 26, n, parts=2) for n in range(2)]
+    rows[1].segment[front] = 0
+    with pytest.raises(TrainingError, match="pictures of one size"):
+        parts_of(rows, 2)
 
 
 @pytest.mark.parametrize("layout", ["prefix", "block"])

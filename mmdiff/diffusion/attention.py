@@ -89,13 +89,42 @@ def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
     return see & (own | earlier_clean)
 
 
+def in_parts(canvas: Canvas, layout: str) -> Tensor:
+    """(B, n, W, S + W) bool: `allowed` of a canvas in n `parts` of W columns behind S shared ones.
+
+    Each part's cells as queries, the shared cells and the part's own as keys; shared cells see all
+    shared ones. Raises SettingError where the canvas or the layout has not this shape.
+    """
+    assert canvas.parts is not None
+    rows, length = canvas.shape
+    shared, width = canvas.parts
+    count, rest = divmod(length - shared, width)
+    front = Cells.of(canvas, 0, shared)
+    if rest or layout not in ("prefix", "full") or not bool(allowed(front, front, layout).all()):
+        raise SettingError(
+            f"attention in parts needs layout prefix or full, {shared} shared cells that all see "
+            f"each other and parts of {width}; this canvas has {length} columns, layout {layout}"
+        )
+
+    def split(name: str) -> tuple[Tensor, Tensor]:
+        tensor = getattr(canvas, name)
+        own = tensor[:, shared:].reshape(rows * count, width)
+        return own, torch.cat([tensor[:, :shared].repeat_interleave(count, 0), own], 1)
+
+    halves = [split(name) for name in ("block", "segment", "copy", "valid")]
+    columns = torch.arange(shared + width, device=canvas.device)
+    query = Cells(*(own for own, _ in halves), columns[shared:])
+    key = Cells(*(every for _, every in halves), columns)
+    return allowed(query, key, layout).view(rows, count, width, shared + width)
+
+
 def additive(see: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """(B, 1, Q, K) float mask: 0 where allowed, HIDDEN elsewhere.
+    """(B, 1, Q, K) float mask: 0 where allowed, HIDDEN elsewhere; (B, n, W, K) of parts.
 
     None when everything is allowed, so that fast kernels run. A boolean mask would leak under eager
     attention, which adds it as 0 and 1. Padded queries that see nothing stay finite.
     """
-    if bool(see.all()):
+    if see.dim() == 3 and bool(see.all()):
         return None
-    mask = torch.zeros(see.shape, dtype=dtype, device=see.device)
-    return mask.masked_fill(~see, HIDDEN)[:, None]
+    mask = torch.zeros(see.shape, dtype=dtype, device=see.device).masked_fill(~see, HIDDEN)
+    return mask[:, None] if see.dim() == 3 else mask

@@ -14,6 +14,7 @@ from mmdiff.canvas import Canvas
 from mmdiff.data.source import SOURCES, Sample, Source
 from mmdiff.diffusion.arrange import with_context
 from mmdiff.diffusion.schedule import sample_times, stratified_times, uniform
+from mmdiff.errors import TrainingError
 from mmdiff.heads.base import user_message
 from mmdiff.processing import Processor, Row, collate, packed_row, prompt_row
 from mmdiff.training.recipe import Objective, Recipe
@@ -62,12 +63,13 @@ def encode_turns(
     """Ids of every turn, and end-of-text behind its answer: a random number of cells, few ones more
     often, which teaches any size of answer region (`random`); `one`; all its `room`."""
     pairs = []
-    for number, turn in enumerate(sample.turns):
+    key = torch.tensor(seed), torch.tensor(sample.index), torch.arange(len(sample.turns))
+    draws = uniform(*key, torch.tensor(0x9AD)).tolist()
+    for turn, draw in zip(sample.turns, draws, strict=True):
         prompt = processor.expand(processor.prompt_ids([user_message(turn.request, 1)]))
         answer = processor.encode(turn.answer)
-        key = (torch.tensor(k) for k in (seed, sample.index, number, 0x9AD))
         room = max(0, turn.cells - len(answer) - 1)
-        cells = {"random": int((room + 1) * float(uniform(*key)) ** 3), "one": 0, "room": room}
+        cells = {"random": int((room + 1) * draw**3), "one": 0, "room": room}
         ends = 1 + min(room, cells[padding])
         pairs.append((prompt, answer + [processor.end_id] * ends))
     return pairs
@@ -80,20 +82,49 @@ def pack(
     cells: int,
     image: int,
     context: bool = False,
+    parts: int = 1,
 ) -> Row:
     """One row of at most `cells` cells: the picture, the first turn, later turns that fit, each
     with room for a clean twin of its answer where the objective needs that `context`. The picture
-    alone for 0 cells."""
+    alone for 0 cells.
+
+    With several `parts` the cells behind the picture are so many equal parts and each turn lies in
+    one; a turn without answer fills a part up. Raises TrainingError if the first turn is larger.
+    """
     first = pairs[0][0]
     last = max(i for i, x in enumerate(first) if x == image_id) + 1
-    room = cells - last
-    kept = []
+    width = max(0, cells - last) // parts
+    room = [width] * parts
+    kept: list[list[Pair]] = [[] for _ in room]
     for number, (prompt, answer) in enumerate(pairs):
         size = len(prompt) - last + (copies + context) * len(answer)
-        if (number == 0 and cells) or size <= room:
-            kept.append((prompt[last:], answer))
-            room -= size
-    return packed_row(first[:last], kept, copies, [image])
+        fitting = [part for part in range(parts) if size <= room[part]]
+        if number == 0 and cells and not fitting:
+            if parts > 1:
+                raise TrainingError(
+                    f"sample {image} of a batch: its first turn takes {size} cells, a part of its "
+                    f"row has {width}; raise row_cells or lower row_parts"
+                )
+            fitting = [0]
+        if fitting:
+            kept[fitting[0]].append((prompt[last:], answer))
+            room[fitting[0]] -= size
+    if parts > 1 and cells:
+        for part, left in zip(kept, room, strict=True):
+            part.append(([first[0]] * left, []))
+    return packed_row(first[:last], [pair for part in kept for pair in part], copies, [image])
+
+
+def parts_of(rows: list[Row], parts: int) -> tuple[int, int]:
+    """(S, W) of rows packed in `parts`. Raises TrainingError if their pictures differ in cells."""
+    shared = {row.segment.count(0) for row in rows}
+    if len(shared) > 1:
+        raise TrainingError(
+            f"row_parts={parts} needs pictures of one size; here they take {sorted(shared)} cells; "
+            "leave row_parts out"
+        )
+    first = shared.pop()
+    return first, (len(rows[0].ids) - first) // parts
 
 
 def separate(pairs: list[Pair], copies: int, image: int) -> list[Row]:
@@ -142,15 +173,20 @@ class Batches(Dataset):
                 image_id = processor.image_token_id
                 room = 0 if alone else recipe.row_cells
                 context = objective.block > 0
-                made = [pack(pairs, image_id, self.copies, room, number, context)]
+                parts = recipe.row_parts
+                made = [pack(pairs, image_id, self.copies, room, number, context, parts)]
             else:
                 made = separate(pairs, self.copies, number)
             rows += made
             owner += [sample.index] * len(made)
         pixels = processor.pixels([s.image for s in samples])
         # Packed rows are all padded to one length: compiled code then fits every step.
-        length = recipe.row_cells if self.packed and not alone and not objective.block else 0
+        in_parts = self.packed and not alone and recipe.row_parts > 1
+        padded = self.packed and not alone and not objective.block and not in_parts
+        length = recipe.row_cells if padded else 0
         canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, length)
+        if in_parts:
+            canvas.parts = parts_of(rows, recipe.row_parts)
         if objective.block:
             canvas = with_context(canvas, objective.block)
         index = torch.tensor(owner)

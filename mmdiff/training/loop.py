@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mmdiff.backbone import see_in_parts
 from mmdiff.config import to_dict
 from mmdiff.data.source import SOURCES
 from mmdiff.errors import SettingError, TrainingError
@@ -49,7 +50,10 @@ class Trainer:
         self.average = None
         if recipe.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        self.model.backbone.set_attn_implementation(recipe.attention)
+        if recipe.row_parts > 1:
+            see_in_parts(self.model.backbone)
+        else:
+            self.model.backbone.set_attn_implementation(recipe.attention)
         if recipe.compile:
             self.model.backbone.compile()
         self.step = 0

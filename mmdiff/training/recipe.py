@@ -120,6 +120,7 @@ class Recipe:
     batch_size: int = 32
     turns: int = 8  # questions about one picture, at most
     row_cells: int = 288  # prefix layout: the turns that fit share a row behind the picture's cells
+    row_parts: int = 1  # of a packed row: turns of one do not see others', so attention is shorter
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     muon_lr: float | None = None  # of optimizer=muon's matrices; None: lr
@@ -147,6 +148,8 @@ class Recipe:
         for name in ("max_steps", "batch_size", "save_every", "keep", "validate_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1")
+        if self.row_parts < 1 or (self.row_parts > 1 and self.objective.block):
+            raise SettingError("row_parts must be at least 1, and 1 with objective.block")
         if self.lr <= 0 or self.clip <= 0:
             raise SettingError("lr and clip must be above 0")
         if not 0 <= self.ema < 1:
