@@ -14,6 +14,7 @@ copy (or is clean, copy 0), and the layout agrees:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,15 +107,18 @@ def in_parts(canvas: Canvas, layout: str) -> Tensor:
             f"each other and parts of {width}; this canvas has {length} columns, layout {layout}"
         )
 
-    def split(name: str) -> tuple[Tensor, Tensor]:
-        tensor = getattr(canvas, name)
-        own = tensor[:, shared:].reshape(rows * count, width)
-        return own, torch.cat([tensor[:, :shared].repeat_interleave(count, 0), own], 1)
+    def own(tensor: Tensor) -> Tensor:
+        return tensor[:, shared:].reshape(rows * count, width)
 
-    halves = [split(name) for name in ("block", "segment", "copy", "valid")]
+    def every(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[:, :shared].repeat_interleave(count, 0), own(tensor)], 1)
+
+    def cells(take: Callable[[Tensor], Tensor], columns: Tensor) -> Cells:
+        block, segment, copy = map(take, (canvas.block, canvas.segment, canvas.copy))
+        return Cells(block, segment, copy, take(canvas.valid), columns)
+
     columns = torch.arange(shared + width, device=canvas.device)
-    query = Cells(*(own for own, _ in halves), columns[shared:])
-    key = Cells(*(every for _, every in halves), columns)
+    query, key = cells(own, columns[shared:]), cells(every, columns)
     return allowed(query, key, layout).view(rows, count, width, shared + width)
 
 
