@@ -89,6 +89,7 @@ def compose_canvas(
     model: MMDiffModel, processor: Processor, examples: list[Example], cells: int
 ) -> Canvas:
     """The canvas of examples whose answer regions have `cells` cells, on the model's device."""
+    longest = getattr(model.backbone.config, "max_position_embeddings", None)
     rows: list[Row] = []
     pictures: dict[int, Any] = {}  # by identity: one shown to several rows is encoded once
     for example in examples:
@@ -97,7 +98,7 @@ def compose_canvas(
         template, holes = example.template, example.holes
         if template is None or holes is None:
             template, holes = [processor.mask_id] * cells, [True] * cells
-        _check_length(model, len(prompt) + cells, cells)
+        check_length(longest, len(prompt), cells)
         pictures.update({id(image): image for image in example.images})
         numbers = list(pictures)
         images = [numbers.index(id(image)) for image in example.images]
@@ -131,10 +132,10 @@ def row_trace(steps: list[Step], row: int, start: int) -> list[dict[str, Any]]:
     return entries
 
 
-def _check_length(model: MMDiffModel, cells: int, answer: int) -> None:
-    limit = getattr(model.backbone.config, "max_position_embeddings", None)
-    if limit is not None and cells > limit:
+def check_length(limit: int | None, prompt: int, answer: int) -> None:
+    """InputError where prompt and answer take more cells than a model holds."""
+    if limit is not None and prompt + answer > limit:
         raise InputError(
-            f"the prompt takes {cells - answer} tokens and the answer {answer}, "
+            f"the prompt takes {prompt} tokens and the answer {answer}, "
             f"but this model holds {limit}; shorten the text or lower max_new_tokens"
         )

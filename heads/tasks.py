@@ -6,7 +6,7 @@ over `run`, which every head shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from mmdiff.decoding.loop import decode
-from mmdiff.decoding.settings import limited, make_decoding, with_seed
+from mmdiff.decoding.settings import Decoding, limited, make_decoding, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
-from mmdiff.heads.base import HEADS
+from mmdiff.heads.base import HEADS, Example, Head
 from mmdiff.heads.paint import paint
 from mmdiff.heads.run import Generation, fill
 from mmdiff.images import load_image
@@ -110,7 +110,7 @@ class Tasks:
         if self.processor is None:
             raise InputError("this checkpoint has no processor files; use generate(input_ids=...)")
         task = HEADS.get(head)()
-        settings = make_decoding(task.defaults, self.config.decoding, decoding)
+        settings = self.decoding(decoding, task.defaults)
         seeds = with_seed(settings, len(inputs))
         made: list[Generation] = []
         for start in range(0, len(inputs), batch_size):
@@ -123,10 +123,20 @@ class Tasks:
                 task.compose(self.processor, [read[id(image)] for image in images], text)
                 for images, text in chunk
             ]
-            made += fill(self, task, examples, replace(settings, seed=tuple(seeds[batch])))
+            made += self.fill(task, examples, replace(settings, seed=tuple(seeds[batch])))
             if progress:
                 progress(len(chunk))
         return made
+
+    def decoding(self: Any, given: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> Decoding:
+        """The settings `given` over the checkpoint's own over a task's `defaults`."""
+        return make_decoding(defaults, self.config.decoding, given)
+
+    def fill(
+        self: Any, task: Head, examples: Sequence[Example], settings: Decoding
+    ) -> list[Generation]:
+        """Decode one batch of a head's examples and read every row."""
+        return fill(self, task, list(examples), settings)
 
     def generate(
         self: Any,
@@ -153,7 +163,7 @@ class Tasks:
         the prompt that guidance compares with (`cfg_scale` above 0); without them that is the
         prompt's cells as mask ids.
         """
-        settings = make_decoding(self.config.decoding, decoding)
+        settings = self.decoding(decoding)
         end_id = self.config.eos_token_id
         prompt = canvas_from_ids(
             self, input_ids, attention_mask, pixel_values, None, image_sizes, image_grid_thw

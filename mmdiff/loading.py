@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdiff.checkpoints.base import Family
+    from mmdiff.decoding.settings import Decoding
     from mmdiff.model import MMDiffConfig, MMDiffModel
 
 BUILT_IN = {"mmdiff/tiny": Path(__file__).parent / "tiny"}
@@ -72,6 +74,16 @@ def model_config(folder: Path) -> tuple[Family, MMDiffConfig]:
     return family, config
 
 
+def decoding_of(folder: Path, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Decoding:
+    """The decoding settings `given` over the checkpoint's own over a task's `defaults`, with the
+    weights left alone. Raises SettingError for what the model has not."""
+    from mmdiff.decoding.settings import make_decoding
+
+    if native := find_native(read_config(folder)):
+        return native.check(folder, given, defaults)
+    return make_decoding(defaults, model_config(folder)[1].decoding, given)
+
+
 def config_of(family: Family, published: dict[str, Any], folder: Path) -> MMDiffConfig:
     """Our config of a config.json of `family`; raises CheckpointError for one it cannot use."""
     from mmdiff.model import MMDiffConfig
@@ -107,8 +119,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     download: bool = False,
 ) -> MMDiffModel:
-    """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError. What
-    runs on a network of transformers' own (DiffusionGemma) has `generate` alone.
+    """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError.
 
     `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
     that is not there raises SettingError. A hub id is looked up on this machine; the network is

@@ -9,10 +9,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import CheckpointError
 from mmdiff.registry import Registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmdiff.decoding.settings import Decoding
 
 Json = Mapping[str, Any]
 NAMES = (
@@ -90,12 +95,18 @@ FAMILIES: Registry[Family] = Registry("checkpoint family", modules=MODULES)
 
 @dataclass(frozen=True)
 class Native:
-    """A family that runs on a network of transformers' own, told by its `model_type`. `load` takes
-    the folder, the device and the dtype; `hub` as in `Family`."""
+    """A family that runs on a network of transformers' own, told by its `model_type`.
+
+    `load` takes the folder, the device and the dtype; `describe` gives a folder's facts as
+    `mmdiff info` shows them, `check` the decoding settings `given` over the folder's own over
+    a task's defaults; both leave the weights alone. `hub` as in `Family`.
+    """
 
     title: str
     model_type: str
     load: Callable[..., Any]
+    describe: Callable[[Path], dict[str, Any]]
+    check: Callable[[Path, Json, Json], Decoding]
     hub: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -120,7 +131,7 @@ def find(config: Json, where: str) -> tuple[str, Family]:
     if native := find_native(config):
         raise CheckpointError(
             f"{where}: {native.title} runs on transformers' own network; mmdiff.load opens it, and "
-            "there is nothing of ours to describe or convert"
+            "there is nothing of ours to convert or train"
         )
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
 

@@ -6,20 +6,25 @@ It has no mask token: a canvas starts as random ids, accepted cells are kept, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmdiff.checkpoints import gemma_prompts
 from mmdiff.checkpoints.base import NATIVES, Native
 from mmdiff.decoding.settings import Decoding, make_decoding, parse_rule, with_options, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import CheckpointError, InputError, SettingError, nearest
+from mmdiff.heads.base import Example, Head
+from mmdiff.heads.run import Generation, check_length
 from mmdiff.heads.tasks import GenerateOutput, Tasks
 
+NAME, TITLE = "gemma", "DiffusionGemma"
 CLASS = "DiffusionGemmaForBlockDiffusion"
 SINCE = "5.11"
 STEPS = 48  # per canvas
@@ -31,46 +36,54 @@ DEFAULTS: dict[str, Any] = {
     "stop": "stable:stability=1,confidence=0.005",
 }
 SETTINGS = (*DEFAULTS, "steps", "forbid", "stop_ids", "seed")
+PARTS = ((".vision_tower.", "vision"), (".embed_vision.", "projector"))
 FIXED = {"accept": "entropy_bound", "order": "entropy"}  # what its loop does, and nothing else
 
 
 class DiffusionGemma(Tasks):
-    """`generate` on raw ids; rows are decoded one by one, each with the random numbers of its own
-    seed, so that a batch equals its rows alone."""
+    """Rows are decoded one by one, each with the random numbers of its own seed, so that a batch
+    equals its rows alone."""
 
-    processor = None
-
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, processor: gemma_prompts.GemmaProcessor | None) -> None:
         self.network = network
         self.config = network.config
+        self.processor = processor
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.network.device
         return device
 
-    def run(self, *_: Any, **__: Any) -> NoReturn:
-        raise InputError(
-            "DiffusionGemma takes raw ids; make them with transformers' AutoProcessor and use "
-            "generate(input_ids=...)"
-        )
+    def run(self, head: str, inputs: Any, **settings: Any) -> list[Generation]:
+        if head == "infill":
+            raise InputError("DiffusionGemma has no mask token; it cannot fill holes in a text")
+        return super().run(head, inputs, **settings)
 
-    def settings(self, given: Mapping[str, Any]) -> Decoding:
-        """The checkpoint's defaults under the `given` settings; SettingError for one that its loop
-        does not have. `steps` are split evenly over the canvases."""
-        for name in given:
-            if name not in SETTINGS:
-                known = ", ".join(SETTINGS)
-                hint = nearest(name, SETTINGS)
-                raise SettingError(f"DiffusionGemma has no setting {name!r}.{hint} Known: {known}")
-        length = self.config.canvas_length
-        made = make_decoding(DEFAULTS, FIXED, {"block_length": length}, published(self.network))
-        made = make_decoding(vars(made), given)
-        if made.temperature == 0:
-            raise SettingError("DiffusionGemma draws its tokens; set temperature above 0")
-        if made.steps is None:
-            steps = getattr(self.network.generation_config, "max_denoising_steps", None) or STEPS
-            made = replace(made, steps=steps * made.blocks)
+    def decoding(self, given: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> Decoding:
+        return settings_of(self.config, self.network.generation_config, given, defaults)
+
+    @torch.inference_mode()
+    def fill(self, task: Head, examples: Sequence[Example], settings: Decoding) -> list[Generation]:
+        """Decode examples one by one and read them."""
+        assert self.processor is not None
+        made = []
+        for example, seed in zip(examples, with_seed(settings, len(examples)), strict=True):
+            began = time.perf_counter()
+            inputs = self.processor.inputs(example)
+            limit = self.config.text_config.max_position_embeddings
+            check_length(limit, inputs["input_ids"].shape[1], settings.max_new_tokens)
+            prompt = inputs.pop("input_ids")[0].to(self.device)
+            answer, nfe = self._one(prompt, settings, seed, inputs)
+            ids = answer.tolist()
+            made.append(
+                Generation(
+                    text=task.read(self.processor, ids, example),
+                    nfe=nfe,
+                    seconds=time.perf_counter() - began,
+                    ids=ids,
+                    length=int(answer_length(answer[None], self.processor.end_ids)),
+                )
+            )
         return made
 
     @torch.inference_mode()
@@ -88,7 +101,7 @@ class DiffusionGemma(Tasks):
         The picture inputs are those of transformers' processor, for a single row. `nfe` (B,) counts
         decoder calls. Behind an end of text stand padding ids.
         """
-        settings = self.settings(decoding)
+        settings = self.decoding(decoding)
         named = {
             "pixel_values": pixel_values,
             "image_position_ids": image_position_ids,
@@ -102,7 +115,7 @@ class DiffusionGemma(Tasks):
         answers, calls = [], []
         for row, seed in enumerate(with_seed(settings, len(input_ids))):
             answer, count = self._one(input_ids[row, valid[row].bool()], settings, seed, pictures)
-            answers.append(padded(answer[: settings.max_new_tokens], settings, self.network))
+            answers.append(answer)
             calls.append(count)
         answer = torch.stack(answers)
         nfe = torch.tensor(calls, device=input_ids.device)
@@ -116,38 +129,64 @@ class DiffusionGemma(Tasks):
     def _one(
         self, prompt: Tensor, settings: Decoding, seed: int, pictures: dict[str, Tensor]
     ) -> tuple[Tensor, int]:
-        """The new ids of one row, whole canvases of them, and the number of decoder calls."""
+        """The `max_new_tokens` ids of one row's answer and the number of decoder calls."""
         calls: list[int] = []
+        seen = {
+            name: value.to(
+                self.device, self.network.dtype if value.is_floating_point() else value.dtype
+            )
+            for name, value in pictures.items()
+        }
         hook = self.network.model.decoder.register_forward_hook(lambda *_: calls.append(1))
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
                 made = self.network.generate(
-                    prompt[None], **arguments(settings, self.network), **pictures
+                    prompt[None], **arguments(settings, self.network), **seen
                 )
         finally:
             hook.remove()
-        return made.sequences[0, len(prompt) :], len(calls)
+        answer = made.sequences[0, len(prompt) :][: settings.max_new_tokens]
+        return padded(answer, settings, self.network), len(calls)
 
 
-def published(network: Any) -> dict[str, Any]:
-    """Our settings from a folder's generation_config.json, as far as it has any."""
-    config = network.generation_config
+def settings_of(
+    config: Any, generation: Any, given: Mapping[str, Any], defaults: Mapping[str, Any] = {}
+) -> Decoding:
+    """The settings `given` over the checkpoint's own over a task's `defaults`. SettingError for one
+    that its loop does not have. `steps` are split evenly over the canvases."""
+    for name in given:
+        if name not in SETTINGS:
+            known, hint = ", ".join(SETTINGS), nearest(name, SETTINGS)
+            raise SettingError(f"DiffusionGemma has no setting {name!r}.{hint} Known: {known}")
+    made = make_decoding(defaults, preset(config, generation), FIXED, given)
+    if made.temperature == 0:
+        raise SettingError("DiffusionGemma draws its tokens; set temperature above 0")
+    stop_options(made)
+    if made.steps is None:
+        steps = getattr(generation, "max_denoising_steps", None) or STEPS
+        made = replace(made, steps=steps * made.blocks)
+    return made
+
+
+def preset(config: Any, generation: Any) -> dict[str, Any]:
+    """Our settings from config.json and generation_config.json, as far as these have any."""
     made = {
-        "max_new_tokens": config.max_new_tokens,
-        "temperature": config.t_max,
-        "temperature_end": config.t_min,
-        "entropy_bound": config.sampler_config and config.sampler_config.entropy_bound,
+        "max_new_tokens": generation.max_new_tokens,
+        "block_length": config.canvas_length,
+        "temperature": generation.t_max,
+        "temperature_end": generation.t_min,
+        "entropy_bound": generation.sampler_config and generation.sampler_config.entropy_bound,
     }
-    if config.stability_threshold is not None and config.confidence_threshold is not None:
-        stability, confidence = config.stability_threshold, config.confidence_threshold
+    if generation.stability_threshold is not None and generation.confidence_threshold is not None:
+        stability, confidence = generation.stability_threshold, generation.confidence_threshold
         made["stop"] = f"stable:stability={stability},confidence={confidence}"
-    return {name: value for name, value in made.items() if value is not None}
+    return DEFAULTS | {name: value for name, value in made.items() if value is not None}
 
 
 def arguments(settings: Decoding, network: Any) -> dict[str, Any]:
-    """What transformers' `generate` is called with; SettingError for a stop rule it has not."""
+    """What transformers' `generate` is called with."""
     from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
     from transformers.generation import TemperatureLogitsWarper
     from transformers.models.diffusion_gemma import generation_diffusion_gemma as native
@@ -156,23 +195,28 @@ def arguments(settings: Decoding, network: Any) -> dict[str, Any]:
     processors = [] if falls else [TemperatureLogitsWarper(float(settings.temperature))]
     forbidden = sorted({*settings.forbid, *picture_ids(network)})
     processors.append(SuppressTokensLogitsProcessor(forbidden, device=network.device))
-    name, options = parse_rule(settings.stop)
-    if name not in ("stable", "none"):
-        raise SettingError(f"DiffusionGemma has no stop={name}; use stable or none")
-    default = {"stability": 1, "confidence": 0.005} if name == "stable" else {}
-    chosen: Mapping[str, Any] = with_options(f"stop={name}", options, default)
-    confidence = chosen.get("confidence")
+    stop = stop_options(settings)
+    confidence = stop.get("confidence")
     return {
         "max_new_tokens": settings.max_new_tokens,
         "max_denoising_steps": (settings.steps or STEPS) // settings.blocks,
         "sampler_config": native.EntropyBoundSamplerConfig(float(settings.entropy_bound)),
         "t_max": float(settings.temperature) if falls else None,
         "t_min": float(settings.temperature_end or 0) if falls else None,
-        "stability_threshold": chosen.get("stability"),
+        "stability_threshold": stop.get("stability"),
         "confidence_threshold": None if confidence is None else float(confidence),
         "eos_token_id": [*end_ids(network), *settings.stop_ids] or None,
         "logits_processor": LogitsProcessorList(processors),
     }
+
+
+def stop_options(settings: Decoding) -> Mapping[str, Any]:
+    """Options of the stop rule, none for stop=none; SettingError for a rule it has not."""
+    name, options = parse_rule(settings.stop)
+    if name not in ("stable", "none"):
+        raise SettingError(f"DiffusionGemma has no stop={name}; use stable or none")
+    default = {"stability": 1, "confidence": 0.005} if name == "stable" else {}
+    return with_options(f"stop={name}", options, default)
 
 
 def end_ids(network: Any) -> tuple[int, ...]:
@@ -204,25 +248,18 @@ def padded(answer: Tensor, settings: Decoding, network: Any) -> Tensor:
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionGemma:
     """Opens a folder strictly. Raises CheckpointError where transformers is too old for the class,
     or a tensor is missing, unknown or of the wrong shape."""
-    import transformers
-
-    network_class = getattr(transformers, CLASS, None)
-    if network_class is None:
-        raise CheckpointError(
-            f"{folder}: DiffusionGemma needs transformers {SINCE} or newer, "
-            f"{transformers.__version__} is installed; pip install -U transformers"
-        )
+    network_class = class_of(folder)
     try:
         network, report = network_class.from_pretrained(
             folder,
             dtype=dtype,
+            device_map={"": str(device)},
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
     except Exception as error:  # whatever odd files make transformers raise
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(f"{folder}: cannot be loaded ({reason})") from error
+        raise _unfit(folder, "cannot be loaded", error) from error
     for kind, word in (
         ("missing_keys", "lacks the weight"),
         ("unexpected_keys", "holds a weight that the model has not"),
@@ -231,14 +268,95 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionGem
         if report.get(kind):
             first = min(str(key) for key in report[kind])
             raise CheckpointError(f"{folder}: the checkpoint {word}: {first}")
-    return DiffusionGemma(network.to(device).eval())
+    processor = gemma_prompts.read(folder, network.config, end_ids(network))
+    return DiffusionGemma(network.eval(), processor)
 
 
-NATIVES.register("gemma")(
+def class_of(folder: Path) -> Any:
+    """transformers' class; CheckpointError where it is too old to have it."""
+    import transformers
+
+    network_class = getattr(transformers, CLASS, None)
+    if network_class is None:
+        raise CheckpointError(
+            f"{folder}: DiffusionGemma needs transformers {SINCE} or newer, "
+            f"{transformers.__version__} is installed; pip install -U transformers"
+        )
+    return network_class
+
+
+def configs(folder: Path) -> tuple[Any, Any]:
+    """config.json and generation_config.json as transformers reads them; CheckpointError for values
+    that it cannot use."""
+    network_class = class_of(folder)
+    from transformers.models.diffusion_gemma import generation_diffusion_gemma as native
+
+    try:
+        config = network_class.config_class.from_pretrained(folder, local_files_only=True)
+        generation = native.DiffusionGemmaGenerationConfig()
+        if (folder / "generation_config.json").is_file():
+            generation = generation.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever odd values make transformers raise
+        raise _unfit(folder, "its config files cannot be used", error) from error
+    return config, generation
+
+
+def check(folder: Path, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Decoding:
+    """As `settings_of`, before anything but the config files is read."""
+    return settings_of(*configs(folder), given, defaults)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """JSON-able facts for `mmdiff info`, from a network without storage."""
+    from accelerate import init_empty_weights
+
+    config, generation = configs(folder)
+    try:
+        with init_empty_weights(include_buffers=False):
+            network = class_of(folder)(config)
+    except Exception as error:  # whatever odd sizes make transformers raise
+        raise _unfit(folder, "config.json describes no model", error) from error
+    network.tie_weights()
+    sizes = dict.fromkeys(("vision", "projector", "backbone"), 0)
+    for name, parameter in network.named_parameters():
+        part = next((ours for theirs, ours in PARTS if theirs in name), "backbone")
+        sizes[part] += parameter.numel()
+    text, vision = config.text_config, config.vision_config
+    pictures = gemma_prompts.read_pictures(folder)
+    return {
+        "family": NAME,
+        "title": TITLE,
+        "parameters": {**sizes, "total": sum(sizes.values())},
+        "backbone": {
+            "kind": text.model_type,
+            "layers": text.num_hidden_layers,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "max_tokens": text.max_position_embeddings,
+        },
+        "vision": {"kind": vision.model_type, "image_size": None, "width": vision.hidden_size},
+        "projector": "linear",
+        "tokens_per_picture": pictures.max_soft_tokens if pictures else 0,
+        "vocabulary": {"rows": text.vocab_size, "used": text.vocab_size},
+        "attention_layout": "block",
+        "prompt_cache_exact": True,  # a causal encoder reads the prompt and every finished canvas
+        "shift": False,
+        "decoding": preset(config, generation),
+    }
+
+
+def _unfit(folder: Path, what: str, error: Exception) -> CheckpointError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return CheckpointError(f"{folder}: {what} ({reason})")
+
+
+NATIVES.register(NAME)(
     Native(
-        title="DiffusionGemma",
+        title=TITLE,
         model_type="diffusion_gemma",
         load=load,
+        describe=describe,
+        check=check,
         hub={"google/diffusiongemma-26B-A4B-it": "Apache-2.0"},
     )
 )

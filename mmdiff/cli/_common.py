@@ -16,7 +16,7 @@ import typer
 from mmdiff.cli._progress import Progress
 from mmdiff.config import parse_assignments
 from mmdiff.errors import MMDiffError, SettingError
-from mmdiff.loading import check_device, load, model_config, resolve
+from mmdiff.loading import check_device, decoding_of, load, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,14 +44,12 @@ class Session:
     """A model with decoding settings for one head: checked at once, loaded when first used."""
 
     def __init__(self, head: str, model: str, assignments: list[str], device: str | None) -> None:
-        from mmdiff.decoding.settings import make_decoding
         from mmdiff.heads.base import HEADS
 
         self.head, self.device = head, check_device(device)
         self.folder = resolve(model)
-        preset = model_config(self.folder)[1].decoding
         self.settings = parse_assignments(assignments)
-        made = make_decoding(HEADS.get(head).defaults, preset, self.settings)
+        made = decoding_of(self.folder, self.settings, HEADS.get(head).defaults)
         if any(rule in self.settings for rule in RULES):
             check_rules(made)
 
@@ -76,6 +74,7 @@ class Session:
 
         check_target(path)
         self.settings["trace"] = True
+        decoding_of(self.folder, self.settings, {})  # not every model keeps its steps
 
     def draw(self, picture: Image.Image, made: Generation, path: Path) -> None:
         """Write the animation of an answer."""

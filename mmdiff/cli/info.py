@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmdiff.checkpoints.base import find_native
 from mmdiff.cli._common import JsonOption, say_json
 from mmdiff.errors import CheckpointError
-from mmdiff.loading import DEFAULT, model_config, resolve
+from mmdiff.loading import DEFAULT, model_config, read_config, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,20 +33,25 @@ def info(
 
 def describe(folder: Path) -> dict[str, Any]:
     """JSON-able facts about a checkpoint: its config, and the model built without storage."""
+    stored = stored_weights(folder)
+    native = find_native(read_config(folder))
+    facts = native.describe(folder) if native else own_facts(folder)
+    memory = facts["parameters"]["total"] * BF16_BYTES
+    return {**facts, "memory_bf16_bytes": memory, "stored": stored}
+
+
+def own_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a checkpoint that runs on our model."""
     from mmdiff.checkpoints import weights
 
     family, config = model_config(folder)
-    stored = stored_weights(folder)
     model = weights.empty(config, folder)
-    parameters = count_parameters(model)
     text: Any = model.backbone.config
     vision = model.vision
     return {
         "family": config.family or "mmdiff",
         "title": family.title,
-        "parameters": parameters,
-        "memory_bf16_bytes": parameters["total"] * BF16_BYTES,
-        "stored": stored,
+        "parameters": count_parameters(model),
         "backbone": {
             "kind": text.model_type,
             "layers": text.num_hidden_layers,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.checkpoints.published_configs import PUBLISHED
 
+Json = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 SO400M = {
     "hidden_size": 1152,
@@ -57,8 +58,34 @@ TINY_QWEN_TOWER = {
     "window_size": 56,
 }
 
-
 TINY_SDAR = TINY_QWEN | {"head_dim": 8}
+
+GEMMA_TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 16,
+    "max_position_embeddings": 128,
+}
+GEMMA_VISION = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "position_embedding_size": 16,
+}
 
 
 def tiny(name: str) -> dict[str, Any]:
@@ -247,6 +274,25 @@ def write(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> dict[s
     return tensors
 
 
+def write_gemma(
+    folder: Path, text: Json | None = None, vision: Json | None = None, **top: Any
+) -> None:
+    """Make `folder` a tiny DiffusionGemma, its sizes changed by these."""
+    import transformers
+
+    ids = {"boi_token_id": 60, "eoi_token_id": 61, "image_token_id": 62, "canvas_length": 6}
+    config = transformers.DiffusionGemmaConfig(
+        text_config=GEMMA_TEXT | (text or {}),
+        vision_config=GEMMA_VISION | (vision or {}),
+        **ids | top,
+    )
+    torch.manual_seed(0)
+    network = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
+    with torch.no_grad():
+        network.lm_head.weight.mul_(20)  # or every draw is a coin toss
+    network.save_pretrained(folder)
+
+
 def write_shards(folder: Path, parts: list[dict[str, Tensor]]) -> list[Path]:
     """Put the weights of `folder` into one shard per part, with an index."""
     (folder / "model.safetensors").unlink(missing_ok=True)
@@ -259,8 +305,9 @@ def write_shards(folder: Path, parts: list[dict[str, Tensor]]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def write_tokenizer(folder: Path, rows: int, named: dict[int, str]) -> None:
-    """A byte tokenizer of `rows` ids, those in `named` being special tokens."""
+def write_tokenizer(folder: Path, rows: int, named: dict[int, str], **given: Any) -> None:
+    """A byte tokenizer of `rows` ids, those in `named` being special tokens; `given` are settings
+    of transformers' class beside or instead of the end of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -270,5 +317,7 @@ def write_tokenizer(folder: Path, rows: int, named: dict[int, str]) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(named.values()))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{"eos_token": "<|endoftext|>", **given}
+    )
     fast.save_pretrained(folder)

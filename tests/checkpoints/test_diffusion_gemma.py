@@ -7,55 +7,18 @@ from safetensors.torch import load_file, save_file
 
 import mmdiff
 from mmdiff.errors import CheckpointError, InputError, SettingError
+from tests.checkpoints.helpers import write_gemma
 
 if not hasattr(transformers, "DiffusionGemmaForBlockDiffusion"):
     pytest.skip("this transformers has no DiffusionGemma", allow_module_level=True)
 
-TEXT = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "global_head_dim": 16,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "sliding_window": 8,
-    "num_experts": 4,
-    "top_k_experts": 2,
-    "moe_intermediate_size": 16,
-    "max_position_embeddings": 128,
-}
-VISION = {
-    "model_type": "gemma4_vision",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "position_embedding_size": 16,
-}
 FAST = {"max_new_tokens": 10, "steps": 9, "stop": "none"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    config = transformers.DiffusionGemmaConfig(
-        text_config=TEXT,
-        vision_config=VISION,
-        boi_token_id=60,
-        eoi_token_id=61,
-        image_token_id=62,
-        canvas_length=6,
-    )
-    torch.manual_seed(0)
-    network = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
-    with torch.no_grad():
-        network.lm_head.weight.mul_(20)  # or every draw is a coin toss
     path = tmp_path_factory.mktemp("gemma") / "model"
-    network.save_pretrained(path)
+    write_gemma(path)
     return path
 
 
@@ -151,8 +114,8 @@ def test_settings_that_it_has_not(model, settings, words):
         model.generate(prompt(0), **settings)
 
 
-def test_other_verbs_need_raw_ids(model):
-    with pytest.raises(InputError, match="AutoProcessor"):
+def test_without_a_tokenizer_there_are_raw_ids_alone(model):
+    with pytest.raises(InputError, match="no processor files"):
         model.chat([{"role": "user", "content": "hello"}])
 
 
