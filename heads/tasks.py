@@ -55,9 +55,10 @@ class Tasks:
     def answer(
         self, images: Any, question: Any, *, allow_urls: bool = False, **decoding: Any
     ) -> Any:
-        """Answer a question about a picture (or pictures). A list of questions is answered in one
-        batch, about the same pictures."""
-        inputs = [(_listed(images), q) for q in _listed(question)]
+        """Answer a question about a picture (or pictures; None for no picture). A list of questions
+        is answered in one batch, about the same pictures."""
+        shown = [] if images is None else _listed(images)
+        inputs = [(shown, q) for q in _listed(question)]
         made = self.run("answer", inputs, allow_urls=allow_urls, **decoding)
         return made if isinstance(question, (list, tuple)) else made[0]
 

@@ -241,12 +241,12 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     positional: list[str] = []
     assignments: list[str] = []
     for argument in arguments:
-        is_setting = _ASSIGNMENT.match(argument) and not _exists(argument)
+        is_setting = _ASSIGNMENT.match(argument) and not exists(argument)
         (assignments if is_setting else positional).append(argument)
     return positional, assignments
 
 
-def _exists(name: str) -> bool:
+def exists(name: str) -> bool:
     try:
         return Path(name).exists()
     except (OSError, ValueError):

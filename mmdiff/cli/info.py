@@ -82,20 +82,22 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 
 def stored_weights(folder: Path) -> dict[str, Any]:
-    """What the safetensors files hold, from their headers: {"dtypes": [...], "bytes": n}."""
+    """What the weight files hold, from their headers: {"dtypes": [...], "bytes": n}."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: there is no .safetensors file; the weights are missing")
-    dtypes: set[str] = set()
-    for file in files:
+    from mmdiff.checkpoints import weights
+
+    found, dtypes = weights.files(folder), set[str]()
+    for file in found:
+        if file.suffix != ".safetensors":
+            dtypes |= {str(t.dtype).removeprefix("torch.") for _, t in weights.tensors(file, "cpu")}
+            continue
         try:
             with safe_open(file, framework="pt") as tensors:
                 dtypes |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    return {"dtypes": sorted(dtypes), "bytes": sum(file.stat().st_size for file in files)}
+    return {"dtypes": sorted(dtypes), "bytes": sum(file.stat().st_size for file in found)}
 
 
 def show(facts: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 import mmdiff
+from mmdiff.checkpoints.base import FAMILIES
 from mmdiff.cli.main import main
 from mmdiff.errors import CheckpointError
 from mmdiff.processing import PLACEHOLDER
@@ -16,6 +18,7 @@ from tests.walk.core import ROOT
 GOLDEN = ROOT / "tests" / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["entries"]
 ENTRIES = {e["layout"]: e for e in reversed(INDEX) if "layout" in e}  # the first of each
+CHECKPOINTS = [e for e in INDEX if e["kind"] == "checkpoint"]
 LLADA = {
     "bos": "<|startoftext|>",
     "eos": "<|endoftext|>",
@@ -114,12 +117,19 @@ def test_a_tokenizer_without_the_mask_token_is_refused(tmp_path):
         mmdiff.load(folder)
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "llada_v_text", "dimple"])
-def test_info_describes_every_family(layout, capsys):
-    folder = (GOLDEN / ENTRIES[layout]["files"]["config"]).parent
+@pytest.mark.parametrize("entry", CHECKPOINTS, ids=lambda entry: entry["id"])
+def test_info_and_generate_on_every_golden_folder(entry, capsys):
+    folder = (GOLDEN / entry["files"]["config"]).parent
     assert main(["info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    stored = facts["parameters"]["total"] * 4  # float32; the way back drops what is never read
-    assert 0 < stored <= facts["stored"]["bytes"]
-    assert facts["prompt_cache_exact"] is False
+    parameters, stored = facts["parameters"]["total"], facts["stored"]
+    # The files also hold what is never read, and their headers.
+    assert 0 < 4 * parameters <= stored["bytes"] < 4 * parameters + 2e5
+    assert (facts["memory_bf16_bytes"], stored["dtypes"]) == (2 * parameters, ["F32"])
+    assert facts["family"] in FAMILIES and facts["decoding"]["max_new_tokens"]
+    assert (facts["attention_layout"], facts["prompt_cache_exact"]) == ("full", False)
     assert main(["info", str(folder)]) == 0
+    model = mmdiff.load(folder, device="cpu")
+    model.config.mask_token_id = entry["token_ids"]["mask"]
+    made = model.generate(torch.tensor([[3, 5, 7]]), max_new_tokens=4, steps=2)
+    assert made.sequences.shape == (1, 7) and int(made.nfe[0]) <= 2

@@ -25,6 +25,20 @@ def test_a_question_may_look_like_a_setting(run, checkpoint, picture):
     assert run("answer", picture, "x=3?", "--model", checkpoint, "steps=1").code == 0
 
 
+def test_a_question_without_a_picture(run, checkpoint):
+    for arguments in (["how many?"], ["how many?", "steps=1"], ["what is 2.5?"]):
+        outcome = run("answer", *arguments, "--model", checkpoint, "--json")
+        assert outcome.code == 0
+        assert outcome.rows[0]["file"] is None
+
+
+def test_a_picture_without_a_question(run, checkpoint, picture):
+    for name in (picture, "typo.png"):
+        outcome = run("answer", name, "--model", checkpoint)
+        assert outcome.code == 2
+        assert "there is no question" in outcome.err
+
+
 def test_a_question_without_quotes_is_told(run, checkpoint, picture):
     outcome = run("answer", picture, "how", "many", "--model", checkpoint)
     assert outcome.code == 2

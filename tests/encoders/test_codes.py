@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmdiff.encoders.codes import load_codec
 from mmdiff.encoders.codes.lfq import to_codes, to_latents
@@ -98,19 +98,62 @@ def test_unknown_codecs_and_missing_packages(tmp_path):
             load_codec("amused", tmp_path)
 
 
-def test_the_vq_model_of_diffusers(tmp_path):
-    diffusers = pytest.importorskip("diffusers")
+@pytest.fixture(scope="module")
+def vq_model(tmp_path_factory):
+    """A folder as diffusers saves it, and the network in it."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: mmdiff[codes]")
     torch.manual_seed(0)
-    diffusers.VQModel(
+    net = diffusers.VQModel(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=8,
+        vq_embed_dim=6,
         num_vq_embeddings=16,
         lookup_from_codebook=True,
-    ).save_pretrained(tmp_path)
-    codec = load_codec("amused", tmp_path)
+    ).eval()
+    with torch.no_grad():
+        net.quantize.embedding.weight.normal_()
+    folder = tmp_path_factory.mktemp("vq") / "vqvae"
+    net.save_pretrained(folder)
+    return folder, net
+
+
+@torch.no_grad()
+def test_the_vq_model_of_diffusers(vq_model):
+    """Codes are the nearest rows of the codebook; there and back is diffusers' own round trip."""
+    folder, net = vq_model
+    codec = load_codec("amused", folder)
     assert (codec.factor, codec.size) == (2, 16)
-    codes = codec.encode(torch.rand(1, 3, 8, 12) * 2 - 1)
-    assert codes.shape == (1, 4, 6) and int(codes.max()) < 16
-    assert codec.decode(codes).shape == (1, 3, 8, 12)
+    pixels = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    codes = codec.encode(pixels)
+    latents = net.encode((pixels + 1) / 2).latents.permute(0, 2, 3, 1)
+    nearest = torch.cdist(latents.flatten(1, 2), net.quantize.embedding.weight).argmin(2)
+    assert torch.equal(codes, nearest.view(2, 4, 6)) and len(codes.unique()) > 2
+    expected = net((pixels + 1) / 2).sample * 2 - 1
+    torch.testing.assert_close(codec.decode(codes), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(codec.encode(pixels[1:])[0], codes[1])
+
+
+def test_a_vq_model_is_read_strictly(vq_model, tmp_path):
+    folder, _ = vq_model
+    name, key = "diffusion_pytorch_model.safetensors", "quantize.embedding.weight"
+    state, config = load_file(folder / name), (folder / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    for changed, words in (
+        ({k: v for k, v in state.items() if k != key}, f"lacks the weight: {key}"),
+        (state | {"extra": torch.zeros(1)}, "holds an unknown weight: extra"),
+        (state | {key: torch.zeros(3)}, "holds no VQModel"),
+    ):
+        save_file(changed, tmp_path / name)
+        with pytest.raises(CheckpointError, match=words) as caught:
+            load_codec("amused", tmp_path)
+        assert "\n" not in str(caught.value)
+    save_file(state, tmp_path / name)
+    other = config.replace('"lookup_from_codebook": true', '"lookup_from_codebook": false')
+    (tmp_path / "config.json").write_text(other)
+    with pytest.raises(CheckpointError, match="lookup_from_codebook"):
+        load_codec("amused", tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no VQModel"):
+        load_codec("amused", tmp_path)
