@@ -140,7 +140,9 @@ def load(
     if isinstance(dtype, str):
         dtype = check_dtype(dtype)
     if native := find_native(read_config(folder)):
-        return native.load(folder, device, dtype)
+        opened = native.load(folder, device, dtype)
+        opened.config.revision = hub.commit(folder)
+        return opened
     family, config = model_config(folder)
     model = weights.empty(config, folder)
     weights.fill(model, folder, partial(our_key, family), device, dtype)

@@ -256,11 +256,19 @@ class Processor:
 
 
 def read_tokenizer(folder: str | Path) -> Any:
-    """The fast tokenizer of a folder's own files. Raises CheckpointError where they are unfit."""
-    from transformers import PreTrainedTokenizerFast
+    """The tokenizer of a folder's own files, which run no code: tokenizer.json, or vocab.json and
+    merges.txt of one that splits words as Qwen2's. Raises CheckpointError for any other."""
+    import transformers
 
+    path, kind = Path(folder), transformers.PreTrainedTokenizerFast
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        if not (path / "tokenizer.json").is_file() and (path / "merges.txt").is_file():
+            said = json.loads((path / "tokenizer_config.json").read_text())
+            name = str(said.get("tokenizer_class"))
+            if not name.startswith(AS_QWEN2):
+                raise ValueError(f"no tokenizer.json, and merges.txt is of an unknown {name}")
+            kind = transformers.Qwen2Tokenizer
+        return kind.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(folder, error) from None
 
@@ -270,6 +278,8 @@ def _unreadable(folder: str | Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{folder}: the processor files cannot be read ({first})")
 
 
+# Tokenizer classes published as Python beside vocab.json and merges.txt: copies of Qwen2's.
+AS_QWEN2 = ("Qwen2", "Dream", "Dimple")
 # Private-use characters: around the number of a held-out text; for a picture without a token.
 _OPEN, _CLOSE, _IMAGE = "\ue000", "\ue001", "\ue002"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmdiff.checkpoints import hub
 from mmdiff.checkpoints.base import find_native
 from mmdiff.cli._common import JsonOption, say_json
 from mmdiff.errors import CheckpointError
@@ -37,7 +38,8 @@ def describe(folder: Path) -> dict[str, Any]:
     native = find_native(read_config(folder))
     facts = native.describe(folder) if native else own_facts(folder)
     memory = facts["parameters"]["total"] * BF16_BYTES
-    return {**facts, "memory_bf16_bytes": memory, "stored": stored}
+    revision = hub.commit(folder) or read_config(folder).get("revision")
+    return {**facts, "memory_bf16_bytes": memory, "stored": stored, "revision": revision}
 
 
 def own_facts(folder: Path) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("model", facts["model"]),
         ("family", facts["family"]),
+        *([("revision", facts["revision"])] if facts["revision"] else []),
         ("parameters", millions(facts["parameters"]["total"])),
         *((f"  {part}", millions(count)) for part, count in parts.items()),
         ("memory", f"{megabytes(facts['memory_bf16_bytes'])} in bfloat16, without activations"),

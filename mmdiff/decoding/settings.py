@@ -46,8 +46,8 @@ class Decoding:
     late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
     remask: str = "none"  # none | revise:top=1,start=1: what happens to decided cells
     stop_ids: tuple[int, ...] = ()  # ids that end a text beside the model's end-of-text
-    # end_of_text | cut | block | batch_block_end | stable:stability=,confidence= | prophet |
-    # sched | sched_cosine | sched_exponential | none
+    # end_of_text | cut | block | repeats:times=20 | batch_block_end | none |
+    # stable:stability=,confidence= | prophet | sched | sched_cosine | sched_exponential
     stop: str = "end_of_text"
     seed: int | tuple[int, ...] = 0  # one for every row, or one per row
     trace: bool = False  # keep every step

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.propose import Proposal, spread
 from mmdiff.decoding.settings import PLAIN, Decoding, with_options
+from mmdiff.errors import SettingError
 from mmdiff.registry import Registry
 
 
@@ -82,6 +83,31 @@ class AfterBlock(Never):
         full = canvas.block < canvas.open_block()
         last = torch.where(full & _ends(canvas, end_ids), canvas.block, canvas.block.max())
         canvas.masked = canvas.masked & (canvas.block <= last.amin(1, keepdim=True))
+
+
+@STOPS.register("repeats")
+class Repeating(AfterBlock):
+    """As `block`; an answer also ends with a block behind which its full blocks end with the same
+    ids `times` times in a row (SDAR-VL `generate.py`)."""
+
+    def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None:
+        self.times = int(with_options("stop=repeats", options, {"times": 20})["times"])
+        if self.times < 2:
+            raise SettingError(f"stop=repeats: times={self.times} must be at least 2")
+
+    def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        super().__call__(canvas, end_ids, seen)
+        full = canvas.writable & (canvas.block < canvas.open_block())
+        for row, cells in enumerate(full):
+            if ends_in_repeats(canvas.ids[row, cells].tolist(), self.times):
+                canvas.masked[row] = False
+
+
+def ends_in_repeats(ids: list[int], times: int) -> bool:
+    """Whether ids end with one and the same run of ids `times` times in a row."""
+    return any(
+        ids[-size * times :] == ids[-size:] * times for size in range(1, len(ids) // times + 1)
+    )
 
 
 @STOPS.register("batch_block_end")

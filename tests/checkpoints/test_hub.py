@@ -8,6 +8,7 @@ import pytest
 
 import mmdiff
 from mmdiff.checkpoints import hub
+from mmdiff.cli.info import describe
 from mmdiff.errors import CheckpointError
 from mmdiff.loading import resolve
 from tests.checkpoints.helpers import write
@@ -46,6 +47,7 @@ def test_a_cached_model_is_found(cached, ending):
 def test_the_commit_is_recorded_and_kept(cached, tmp_path):
     model = mmdiff.load("owner/name", device="cpu")
     assert model.config.revision == COMMIT
+    assert describe(cached)["revision"] == COMMIT
     model.save_pretrained(tmp_path / "saved")
     assert mmdiff.load(tmp_path / "saved", device="cpu").config.revision == COMMIT
 

@@ -109,6 +109,42 @@ def test_unused_rows_are_never_generated(tmp_path):
     assert {rows - 1, rows - 2} <= set(model.forbidden().tolist())
 
 
+def test_a_tokenizer_published_as_code(tmp_path):
+    """Dream's and Dimple's folders hold vocab.json and merges.txt, and Python that is never run."""
+    folder, ids = folder_with_tokenizer("dream", tmp_path / "model")
+    said = json.loads((folder / "tokenizer.json").read_text())
+    words = {i: word for word, i in said["model"]["vocab"].items()}
+    first = min(ids[role] for role in DREAM)
+    pairs = {300: ("h", "i"), 301: ("Ġ", "hi")}
+    kept = {i: "".join(pairs.get(i, words[i])) for i in range(first)}
+    vocabulary = {word: i for i, word in kept.items()}
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, pairs.values())))
+    named = {ids[role]: token for role, token in DREAM.items()}
+    added = {
+        str(i): {"content": named.get(i, words[i]), "special": i in named, "normalized": False}
+        for i in range(first, ids["mask"] + 1)
+    }
+    config = {"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": added}
+    config["auto_map"] = {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}
+    config["eos_token"] = config["pad_token"] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenization_dream.py").write_text("raise SystemExit")
+    processor = mmdiff.load(folder, device="cpu").processor
+    assert processor.mask_id == ids["mask"]
+    assert processor.encode("hi hi") == [300, 301]
+    prompt = processor.prompt_ids([{"role": "user", "content": "hi"}])
+    assert prompt[0] == ids["im_start"] and ids["im_end"] in prompt
+    assert processor.decode(processor.encode("hi hi, é")) == "hi hi, é"
+    config["tokenizer_class"] = "OtherTokenizer"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer.json, and merges.txt is of an unknown"
+    ):
+        mmdiff.load(folder, device="cpu")
+
+
 def test_a_tokenizer_without_the_mask_token_is_refused(tmp_path):
     folder, _ = folder_with_tokenizer("llada", tmp_path / "model")
     text = (folder / "tokenizer.json").read_text().replace("<|mdm_mask|>", "<|other|>")

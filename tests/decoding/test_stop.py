@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmdiff.decoding.loop import set_blocks
 from mmdiff.decoding.propose import Proposal
-from mmdiff.decoding.stop import STOPS, Repeats, Seen, answer_length
+from mmdiff.decoding.stop import STOPS, Repeats, Seen, answer_length, ends_in_repeats
 from mmdiff.errors import SettingError
 from mmdiff.processing import collate, prompt_row
 
@@ -162,3 +162,30 @@ def test_unknown_stop_options():
         STOPS.get("stable")({"stabilty": 2})
     with pytest.raises(SettingError, match="no option 'x'"):
         STOPS.get("cut")({"x": 2})
+
+
+@given(st.lists(st.integers(2, 3), max_size=14), st.integers(2, 5))
+def test_repeats_at_the_end_equal_the_loop(ids, times):
+    expected = False
+    for size in range(1, len(ids) + 1):
+        count, at = 1, len(ids) - size
+        while at >= size and ids[at - size : at] == ids[-size:]:
+            count, at = count + 1, at - size
+        expected |= count >= times
+    assert ends_in_repeats(ids, times) is expected
+
+
+def test_an_answer_that_repeats_itself_ends_after_its_block():
+    def after(ids, options):
+        row = canvas(ids, [i == MASK for i in ids], [1] * 6)
+        set_blocks(row, 2)
+        STOPS.get("repeats")(options)(row, torch.tensor([END]))
+        return row.masked[0].sum().item()
+
+    same = [7, 7, 7, 7, MASK, MASK]
+    assert after(same, {"times": 4}) == 0
+    assert after(same, {"times": 5}) == after(same, {}) == 2
+    assert after([7, 7, 7, MASK, MASK, MASK], {"times": 3}) == 3  # its block is still open
+    assert after([END, 7, MASK, MASK, MASK, MASK], {}) == 0
+    with pytest.raises(SettingError, match="at least 2"):
+        STOPS.get("repeats")({"times": 1})

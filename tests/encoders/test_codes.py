@@ -113,7 +113,8 @@ def vq_model(tmp_path_factory):
         lookup_from_codebook=True,
     ).eval()
     with torch.no_grad():
-        net.quantize.embedding.weight.normal_()
+        seen = net.encode(torch.rand(1, 3, 8, 8)).latents  # 16 of them, so that all are used
+        net.quantize.embedding.weight.copy_(seen[0].flatten(1).T)
     folder = tmp_path_factory.mktemp("vq") / "vqvae"
     net.save_pretrained(folder)
     return folder, net
