@@ -118,18 +118,22 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     download: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> MMDiffModel:
     """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError.
 
     `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
     that is not there raises SettingError. A hub id is looked up on this machine; the network is
-    asked only with `download`.
+    asked only with `download`. `device_map` is transformers' word for `device`: "auto", a device,
+    or a map that puts every part on the same one.
     """
     import torch
 
     from mmdiff.checkpoints import prompts, weights
 
     folder = resolve(name, download)
+    if device_map is not None:
+        device = one_device(device, device_map)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(str(check_device(str(device))))
@@ -148,6 +152,18 @@ def load(
     weights.fill(model, folder, partial(our_key, family), device, dtype)
     model.processor = prompts.processor_of(model, family, folder)
     return model.to(device).eval()
+
+
+def one_device(device: Any, device_map: str | Mapping[str, Any]) -> str | None:
+    """The device that a `device_map` means, None for "auto"; SettingError where it names several or
+    stands beside a `device`."""
+    if device is not None:
+        raise SettingError(f"device={device} and device_map={device_map!r}: give one of the two")
+    named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    places = sorted({f"cuda:{place}" if isinstance(place, int) else str(place) for place in named})
+    if len(places) != 1:
+        raise SettingError(f"device_map={device_map!r}: a model is loaded onto one device")
+    return None if places == ["auto"] else places[0]
 
 
 def check_dtype(name: str) -> torch.dtype:

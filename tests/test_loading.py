@@ -32,3 +32,23 @@ def test_what_is_no_model_is_one_line(name):
     text = str(caught.value)
     assert "\n" not in text
     assert len(text) < 400
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"backbone": "cpu", "lm_head": "cpu"}])
+def test_a_device_map_of_one_device(checkpoint, device_map):
+    assert mmdiff.load(checkpoint, device_map=device_map).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"device_map": {"backbone": "cpu", "lm_head": 0}}, "onto one device"),
+        ({"device_map": {}}, "onto one device"),
+        ({"device_map": "cpu", "device": "cpu"}, "one of the two"),
+        ({"device_map": 99}, "cuda:99"),
+        ({"device_map": "balanced"}, "unknown; use cpu"),
+    ],
+)
+def test_a_device_map_that_cannot_be_followed(checkpoint, given, words):
+    with pytest.raises(SettingError, match=words):
+        mmdiff.load(checkpoint, **given)

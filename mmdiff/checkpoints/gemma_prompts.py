@@ -65,9 +65,11 @@ class GemmaProcessor(Processor):
         return super().prompt_ids(messages)
 
     def _flatten(self, content: Any, guard: Callable[[str], str]) -> Any:
-        """Parts, since the folder's template itself says how a picture is written."""
+        """Parts where there are pictures: the folder's template says how these are written."""
         if isinstance(content, str):
             return guard(content)
+        if all(part["type"] == "text" for part in content):
+            return guard("".join(part["text"] for part in content))
         parts: list[dict[str, str]] = []
         for kind, group in itertools.groupby(content, key=lambda part: part["type"]):
             if kind == "text":
