@@ -77,7 +77,7 @@ def paint(
 
 def how(model: MMDiffModel) -> Pictures:
     """How this model paints; raises InputError for one that does not."""
-    name = getattr(model.config, "family", None)  # transformers' own configs have none
+    name: Any = getattr(model.config, "family", None)  # transformers' own configs have none
     family = FAMILIES.get(name) if name in FAMILIES else None
     if family is None or family.pictures is None or not model.config.codes:
         raise InputError("this model paints no pictures: it has no image codes")
