@@ -18,7 +18,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Checked:
     """A row's verdict: `kind` and `text` of its first fault, '' for a good row.
 
@@ -48,8 +48,9 @@ class Tally:
     def bad(self) -> int:
         return self.kinds.total()
 
-    def add(self, row: Checked) -> None:
-        self.rows += 1
+    def add(self, row: Checked, again: bool = False) -> None:
+        """Count a row; `again` where it was counted as a good one."""
+        self.rows += not again
         if row.kind:
             self.kinds[row.kind] += 1
             self.first.setdefault(row.kind, row)

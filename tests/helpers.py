@@ -91,7 +91,7 @@ def separate_prefix(pairs: list[Pair], copies: int, image: int, shared: int) -> 
     first cells, the picture's, apart from the question."""
     from mmdiff.training.batches import separate
 
-    rows = separate(pairs, copies, image)
+    rows = separate(pairs, copies, [image])
     for row in rows:
         row.copy[: row.prompt] = [0] * row.prompt
         row.segment[:shared] = [0] * shared

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from mmdiff.cli._common import JsonOption, say, say_json
-from mmdiff.cli._progress import Progress
+from mmdiff.cli._progress import show_rows
 from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
@@ -51,12 +51,11 @@ def check(
     file = data_file(data)
     root = data_root(file, image_root)
     tally = Tally()
-    with report_to(output) as report, Progress(100, "percent") as progress:
-        for row in checked(open_data(file), root):
+    with report_to(output) as report:
+        for row in show_rows(file.name, checked(open_data(file), root)):
             tally.add(row)
             if report:
                 report.write(json.dumps(line(row)) + "\n")
-            progress.advance(int(100 * row.before) - progress.done, f"{tally.rows} rows")
     if as_json:
         say_json({"data": str(file), "rows": tally.rows, "bad": tally.bad, "kinds": tally.kinds})
     else:

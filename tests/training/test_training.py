@@ -144,7 +144,7 @@ def test_packed_samples_equal_separate_ones(whole, copies):
         pairs = encode_turns(sample, processor, made.seed)
         assert len(pairs) == 3
         split = separate_prefix(pairs, copies, number, 1 + model.image_tokens)
-        rows, owner, images = rows + split, owner + [index] * len(split), [*images, sample.image]
+        rows, owner, images = rows + split, owner + [index] * len(split), [*images, *sample.images]
     canvas = collate(rows, processor.end_id, processor.pixels(images), processor.image_token_id)
     alone = with_noise(canvas, torch.tensor(owner), made.seed)
     with torch.no_grad():
