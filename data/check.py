@@ -56,11 +56,11 @@ class Tally:
             self.first.setdefault(row.kind, row)
 
 
-def check(reader: Reader, root: Path) -> Iterator[Checked]:
+def check(reader: Reader, root: Path, unique_ids: bool = True) -> Iterator[Checked]:
     """Every row of a file with its verdict, in order; pictures are decoded in several threads.
 
-    A second row with an id is bad where both are good otherwise. Sizes of pictures that many rows
-    show are remembered.
+    With `unique_ids` a second row with an id is bad where both are good otherwise. Sizes of
+    pictures that many rows show are remembered.
     """
     known: dict[str, tuple[int, int] | BadRow] = {}
 
@@ -76,7 +76,7 @@ def check(reader: Reader, root: Path) -> Iterator[Checked]:
 
     seen: set[str] = set()
     for each in in_order(look, reader.scan()):
-        if not each.kind and each.id in seen:
+        if unique_ids and not each.kind and each.id in seen:
             each = replace(each, kind="duplicate_id", text=f"an earlier row has the id {each.id!r}")
         if not each.kind and each.id:
             seen.add(each.id)

@@ -86,8 +86,8 @@ def data_file(path: str | Path) -> Path:
         files = [each for each in sorted(path.iterdir()) if each.suffix in (".json", ".jsonl")]
         chosen = files if len(files) == 1 else [each for each in files if each.stem == "train"]
         if len(chosen) != 1:
-            names = ", ".join(each.name for each in files[:8]) or "no data file"
-            raise DataError(f"{path}: holds {names}; name the file to read")
+            listed = ", ".join(each.name for each in files[:8]) or "no data file"
+            raise DataError(f"{path}: holds {listed}; name the file to read")
         return chosen[0]
     known = [name for name in READERS.names() if name != "arrow"]
     if path.suffix[1:].lower() not in known:

@@ -12,8 +12,9 @@ from mmdiff.errors import TrainingError
 from mmdiff.heads.answer import Answer
 from mmdiff.heads.run import compose_canvas
 from mmdiff.processing import collate, packed_row
-from mmdiff.training.batches import encode_turns, pack, parts_of, separate, with_noise
+from mmdiff.training.batches import with_noise
 from mmdiff.training.objective import batch_loss
+from mmdiff.training.packing import encode_turns, pack, parts_of, separate
 from mmdiff.training.recipe import Objective
 from tests.helpers import PLACEHOLDER, pixels, separate_prefix
 

@@ -36,6 +36,9 @@ def check(
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write a line of JSON per row."),
     ] = None,
+    unique_ids: Annotated[
+        bool, typer.Option(help="Whether a second row with an id is bad.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> int:
     """Find every bad row of a data set before training on it.
@@ -52,7 +55,7 @@ def check(
     root = data_root(file, image_root)
     tally = Tally()
     with report_to(output) as report:
-        for row in show_rows(file.name, checked(open_data(file), root)):
+        for row in show_rows(file.name, checked(open_data(file), root, unique_ids)):
             tally.add(row)
             if report:
                 report.write(json.dumps(line(row)) + "\n")

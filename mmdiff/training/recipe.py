@@ -139,6 +139,7 @@ class Recipe:
     batch_size: int = 32
     image_root: str | None = None  # of data files: where pictures are, see docs/training.md
     bad_rows: Literal["stop", "skip"] = "stop"  # of data files
+    unique_ids: bool = True  # of data files: a second row with an id is bad
     validation: float | str = 0.02  # of data files: the share of rows held out, or another file
     answers: Literal["every", "random_one"] = "every"  # of a conversation: those trained at a time
     answer_cells: int = 64  # of data files: end-of-text pads answers to at most so many cells
@@ -169,8 +170,8 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "batch_size", "answer_cells", "save_every", "keep", "validate_every")
-        for name in counts:
+        counts = ("max_steps", "batch_size", "row_cells", "answer_cells", "save_every", "keep")
+        for name in (*counts, "validate_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1")
         if not self.data:

@@ -42,6 +42,8 @@ def open_source(
         return SOURCES.get(recipe.data)()
     if recipe.anchor_steps:
         raise SettingError("anchor_steps needs a source with anchors alone, such as data=tabletop")
+    if recipe.row_parts > 1:
+        raise SettingError("row_parts needs rows alike, as of data=tabletop; leave it out")
     opener = Opener(recipe, watch, processor, limit, [])
     listed = recipe.data
     parts = (Part(listed, image_root=recipe.image_root),) if isinstance(listed, str) else listed
@@ -91,7 +93,7 @@ class Opener:
             )
         file = data_file(part.data)
         root = data_root(file, part.image_root or self.recipe.image_root)
-        made, tally = checked(file, root, self.watch)
+        made, tally = checked(file, root, self.recipe.unique_ids, self.watch)
         every = self.recipe.answers == "every"
         made = replace(made, every=every, cells=self.recipe.answer_cells)
         tally = Tally(tally.rows, tally.kinds.copy(), dict(tally.first))
@@ -138,17 +140,20 @@ def length(row: DataRow, about: Checked, processor: Processor, cells: int) -> in
     return len(prompt) + max(cells, len(processor.encode(row.messages[-1]["content"])) + 1)
 
 
-_CHECKED: dict[tuple[str, str, int, int], tuple[Recorded, Tally]] = {}
+_CHECKED: dict[tuple[str, str, bool, int, int], tuple[Recorded, Tally]] = {}
 
 
-def checked(file: Path, root: Path, watch: Watch | None) -> tuple[Recorded, Tally]:
+def checked(
+    file: Path, root: Path, unique_ids: bool, watch: Watch | None
+) -> tuple[Recorded, Tally]:
     """A file's good rows and the count of the others. Looked at once in a process, and again when
     it has changed."""
     status = file.stat()
-    key = str(file.resolve()), str(root.resolve()), status.st_mtime_ns, status.st_size
+    places = str(file.resolve()), str(root.resolve())
+    key = *places, unique_ids, status.st_mtime_ns, status.st_size
     if key not in _CHECKED:
         reader, tally = open_data(file), Tally()
-        rows = check(reader, root)
+        rows = check(reader, root, unique_ids)
         good = []
         for row in watch(file.name, rows) if watch else rows:
             tally.add(row)

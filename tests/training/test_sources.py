@@ -14,8 +14,9 @@ from mmdiff.errors import DataError, SettingError
 from mmdiff.heads.chat import Chat
 from mmdiff.heads.run import compose_canvas
 from mmdiff.processing import collate
-from mmdiff.training.batches import Batches, encode_turns
+from mmdiff.training.batches import Batches
 from mmdiff.training.objective import batch_loss
+from mmdiff.training.packing import encode_turns
 from mmdiff.training.recipe import Objective, Part, Recipe
 from mmdiff.training.sources import open_source
 from tests.data.malformed import png, row, talk, write_lines
@@ -171,6 +172,8 @@ def test_more_rows_than_there_are(tmp_path):
         open_source(recipe([{"data": folder, "take": "first:6"}]))
     with pytest.raises(SettingError, match="anchor_steps"):
         open_source(recipe(folder, anchor_steps=1, objective={"anchors": 0.5}))
+    with pytest.raises(SettingError, match="row_parts"):
+        open_source(recipe(folder, row_parts=2))
     assert Part("x").take == "all"
 
 

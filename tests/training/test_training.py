@@ -14,9 +14,10 @@ from mmdiff.data.tabletop_source import Tabletop
 from mmdiff.errors import SettingError, TrainingError
 from mmdiff.processing import collate
 from mmdiff.training import loop
-from mmdiff.training.batches import Batch, Batches, encode_turns, with_noise
+from mmdiff.training.batches import Batch, Batches, with_noise
 from mmdiff.training.loop import Trainer
 from mmdiff.training.objective import anchor_loss, batch_loss
+from mmdiff.training.packing import encode_turns
 from mmdiff.training.recipe import Objective, Recipe
 from tests.helpers import NEW_MODEL, TEXT_CONFIG, separate_prefix
 
