@@ -50,7 +50,7 @@ KINDS = {
     "image_too_large": "a picture of too many pixels or bytes",
     "image_shape": "a picture too small or too narrow",
     "image_values": "a picture whose values have no known range",
-    "too_long": "a question and answer longer than the model (only where one is given)",
+    "too_long": "a conversation longer than the model's positions (found by training alone)",
 }
 
 
