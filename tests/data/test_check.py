@@ -6,7 +6,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from mmdiff.cli.main import main
 from mmdiff.data.check import check
@@ -224,15 +223,16 @@ def test_shards(tmp_path):
     assert [reader.fetch(each.address)["id"] for each in found] == ["r0", "r1"]
 
 
-def test_parquet_and_saved_sets(tmp_path):
+def test_parquet_and_saved_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets = pytest.importorskip("datasets")
-    rows = [
-        row(f"p{i}", None, "<image>what?") | {"image": Image.new("RGB", (9, 9))} for i in range(3)
-    ]
+    from pyarrow import Table, parquet
+
+    rows = [row(f"p{i}", {"bytes": png(), "path": None}, "<image>what?") for i in range(3)]
     rows[1]["conversations"][1]["value"] = ""
-    made = datasets.Dataset.from_list(rows)
-    made.to_parquet(tmp_path / "train.parquet")
-    made.save_to_disk(str(tmp_path / "saved"))
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "train.parquet")
+    made = datasets.Dataset.from_parquet(str(tmp_path / "train.parquet"))
+    made.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
     for path in (tmp_path / "train.parquet", tmp_path / "saved"):
         assert [each.kind for each in verdicts(path).values()] == ["", "empty_answer", ""]
         assert read_row(open_data(path).fetch(2)).id == "p2"
