@@ -10,16 +10,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mmdiff.heads.base import user_message
 from mmdiff.registry import Registry
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One request and its answer. End-of-text pads the answer to at most `cells`."""
+    """One request and its answer. End-of-text pads the answer to at most `cells`.
 
-    request: str
+    A request is a question about all pictures of the sample, or the messages of a conversation so
+    far, which show the first of them.
+    """
+
+    request: str | tuple[dict[str, Any], ...]
     answer: str
     cells: int
+
+    def messages(self, pictures: int) -> list[dict[str, Any]]:
+        """As `Processor.prompt_ids` takes them, for a sample of so many pictures."""
+        if isinstance(self.request, str):
+            return [user_message(self.request, pictures)]
+        return list(self.request)
 
 
 @dataclass(frozen=True)
@@ -33,18 +44,25 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture (PIL, RGB), independent turns about it, and anchors where a source knows them."""
+    """Pictures (PIL, RGB), independent turns about them, and anchors where a source knows them.
+
+    Of a `whole` sample every turn is trained on; of another as many as its row has room for.
+    """
 
     index: int
-    image: Any
+    images: tuple[Any, ...]
     turns: tuple[Turn, ...]
     anchors: tuple[Anchor, ...] = ()
+    whole: bool = False
 
 
 class Source(Protocol):
     """`split` is train or validation."""
 
     def sample(self, index: int, seed: int, turns: int, split: str) -> Sample: ...
+
+    def name(self, index: int, seed: int, split: str) -> str:
+        """What a person finds the sample by."""
 
     def text(self, seed: int) -> Iterator[str]:
         """Text to fit a tokenizer on."""

@@ -33,7 +33,10 @@ class Tabletop:
         anchors = tuple(
             Anchor(o.x, o.y, (o.colour, o.shape, o.size, o.texture)) for o in made.scene.objects
         )
-        return Sample(index, made.image, (caption, *asked), anchors)
+        return Sample(index, (made.image,), (caption, *asked), anchors)
+
+    def name(self, index: int, seed: int, split: str) -> str:
+        return f"scene {index}"
 
     def text(self, seed: int) -> Iterator[str]:
         yield from CAPTION_REQUESTS

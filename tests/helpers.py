@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from mmdiff.model import MMDiffModel
     from mmdiff.processing import Row
-    from mmdiff.training.batches import Pair
+    from mmdiff.training.packing import Pair
 
 PLACEHOLDER = -200  # one per picture in raw ids
 TEXTS = ["a red circle, a blue square and a green star.", "how many circles are there?"]
@@ -89,9 +89,9 @@ def pixels(n: int, side: int = 32, seed: int = 0) -> Tensor:
 def separate_prefix(pairs: list[Pair], copies: int, image: int, shared: int) -> list[Row]:
     """One row per turn and copy, as a packed row shows them: the prompt clean and the `shared`
     first cells, the picture's, apart from the question."""
-    from mmdiff.training.batches import separate
+    from mmdiff.training.packing import separate
 
-    rows = separate(pairs, copies, image)
+    rows = separate(pairs, copies, [image])
     for row in rows:
         row.copy[: row.prompt] = [0] * row.prompt
         row.segment[:shared] = [0] * shared

@@ -12,8 +12,9 @@ from mmdiff.errors import TrainingError
 from mmdiff.heads.answer import Answer
 from mmdiff.heads.run import compose_canvas
 from mmdiff.processing import collate, packed_row
-from mmdiff.training.batches import encode_turns, pack, parts_of, separate, with_noise
+from mmdiff.training.batches import with_noise
 from mmdiff.training.objective import batch_loss
+from mmdiff.training.packing import encode_turns, pack, parts_of, separate
 from mmdiff.training.recipe import Objective
 from tests.helpers import PLACEHOLDER, pixels, separate_prefix
 
@@ -33,7 +34,7 @@ def packed_and_separate(model, copies):
     made = []
     image_id, seed = model.processor.image_token_id, 3
     for pictures in (1, 2):
-        rows = [pack(pairs(model), image_id, copies, 500, n) for n in range(pictures)]
+        rows = [pack(pairs(model), image_id, copies, 500, [n]) for n in range(pictures)]
         split = []
         for n in range(pictures):
             split += separate_prefix(pairs(model), copies, n, 1 + model.image_tokens)
@@ -64,7 +65,7 @@ def test_a_packed_row_equals_separate_rows(model, layout, weight, copies):
 def test_a_row_in_parts_has_the_loss_and_gradients_of_separate_rows(model, parts):
     """Through the attention that skips what lies between the parts, and through sdpa."""
     image_id, front = model.processor.image_token_id, 1 + model.image_tokens
-    rows = [pack(pairs(model), image_id, 2, front + parts * 17, n, parts=parts) for n in range(2)]
+    rows = [pack(pairs(model), image_id, 2, front + parts * 17, [n], parts=parts) for n in range(2)]
     split = [row for n in range(2) for row in separate_prefix(pairs(model), 2, n, front)]
     for row in split:  # turns 1 and 3 share a part, a filling follows, then turn 2
         row.segment = [{0: 0, 1: 1, 2: 4, 3: 2}[number] for number in row.segment]
@@ -90,8 +91,8 @@ def test_a_row_in_parts_has_the_loss_and_gradients_of_separate_rows(model, parts
 def test_parts_too_small_for_a_turn_and_rows_of_unlike_pictures_are_refused(model):
     image_id, front = model.processor.image_token_id, 1 + model.image_tokens
     with pytest.raises(TrainingError, match="raise row_cells or lower row_parts"):
-        pack(pairs(model), image_id, 2, front + 20, 0, parts=2)
-    rows = [pack(pairs(model), image_id, 2, front + 26, n, parts=2) for n in range(2)]
+        pack(pairs(model), image_id, 2, front + 20, [0], parts=2)
+    rows = [pack(pairs(model), image_id, 2, front + 26, [n], parts=2) for n in range(2)]
     rows[1].segment[front] = 0
     with pytest.raises(TrainingError, match="pictures of one size"):
         parts_of(rows, 2)
@@ -127,8 +128,8 @@ def test_a_head_composes_what_training_packed(model):
     processor = model.processor
     picture = Image.new("RGB", (32, 32), "teal")
     turns = tuple(Turn(q, "a red circle", 8) for q in ("how many?", "is there a blue square?"))
-    pairs = encode_turns(Sample(0, picture, turns), processor, 0)
-    row = pack(pairs, processor.image_token_id, 1, 500, 0)
+    pairs = encode_turns(Sample(0, (picture,), turns), processor, 0)
+    row = pack(pairs, processor.image_token_id, 1, 500, [0])
     row.ids = [processor.mask_id if w else i for i, w in zip(row.ids, row.writable, strict=True)]
     canvas = collate([row], 1, processor.pixels([picture]), processor.image_token_id)
     trained = model.score(canvas, canvas.writable).split([len(a) for _, a in pairs])
@@ -142,7 +143,7 @@ def test_a_head_composes_what_training_packed(model):
 @torch.inference_mode()
 def test_a_full_layout_pair_equals_single_rows(model, copies):
     model.config.attention_layout = "full"
-    rows = separate(pairs(model), copies, 0)
+    rows = separate(pairs(model), copies, [0])
     canvas = collate(rows, 1, pixels(1), model.processor.image_token_id)
     together = model.score(canvas, canvas.writable).split([sum(r.writable) for r in rows])
     for row, logits in zip(rows, together, strict=True):

@@ -1,7 +1,9 @@
 """Every command and the Python snippet of the README run, with the built-in model."""
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ COMMANDS = [
 ]
 # A full training run takes an hour: the same command with fewer and smaller steps.
 SHORT = ["max_steps=2", "batch_size=2", "turns=1", "workers=0", "save_every=1", "validate_every=2"]
+MINE = "\n".join(re.findall(r"```json\n(.*?)```", README, re.S))  # a user's train.json
 
 
 @pytest.fixture
@@ -25,6 +28,12 @@ def in_a_copy(tmp_path, monkeypatch):
     """Commands write into a scratch folder that sees the pictures as the checkout does."""
     (tmp_path / "mmdiff").mkdir()
     (tmp_path / "mmdiff" / "pictures").symlink_to(ROOT / "mmdiff" / "pictures")
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    rows = json.loads(MINE)
+    rows += [{**rows[0], "id": "2", "image": "dog.jpg"}]
+    (tmp_path / "mine" / "train.json").write_text(json.dumps(rows))
+    for name in ("cat.jpg", "dog.jpg"):
+        shutil.copy(ROOT / "mmdiff" / "pictures" / "toys.jpg", tmp_path / "mine" / "images" / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -34,14 +43,29 @@ def test_there_are_commands():
     assert any(command.startswith("train") for command in COMMANDS)
 
 
+def short(command):
+    """The arguments, of a training run with settings that take seconds; a resume takes a step."""
+    arguments = shlex.split(command)
+    if arguments[0] != "train":
+        return arguments
+    steps = ["max_steps=3"] if "--resume" in arguments else []
+    return [*arguments, *SHORT, *steps]
+
+
+def needed(command):
+    """The training commands before this one whose folder it reads."""
+    before = [c for c in COMMANDS[: COMMANDS.index(command)] if c.startswith("train")]
+    if command.startswith("train tiny"):
+        return [c for c in before if c.startswith("train tiny")]
+    mine = "runs/mine" in command
+    return [c for c in before if mine and "runs/mine" in c and "--resume" not in c]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, in_a_copy, capsys):
-    arguments = shlex.split(command)
-    if arguments[0] == "train":
-        before = [c for c in COMMANDS[: COMMANDS.index(command)] if c.startswith("train")]
-        for earlier in before:  # a later stage goes on from an earlier one's folder
-            assert main(shlex.split(earlier) + SHORT) == 0
-        arguments += SHORT
+    for earlier in needed(command):  # it goes on from another one's folder
+        assert main(short(earlier)) == 0
+    arguments = short(command)
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+    from mmdiff.data.check import Checked
 
 QUIET_SECONDS = 2.0  # work this short shows nothing where there is no terminal
 LINE_SECONDS = 10.0  # between two lines
@@ -43,6 +46,14 @@ class Progress:
             seconds = time.monotonic() - self.began
             text = f"mmdiff: {self.done} of {self.total} {self.unit}, {seconds:.0f} s  {note}"
             print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+def show_rows(name: str, rows: Iterator[Checked]) -> Iterator[Checked]:
+    """The rows of a data file as they are checked, with progress."""
+    with Progress(100, f"percent of {name} checked") as progress:
+        for number, row in enumerate(rows, start=1):
+            progress.advance(int(100 * row.before) - progress.done, f"{number} rows")
+            yield row
 
 
 def _bar() -> Bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmdiff.cli._common import JsonOption, say, say_json
-from mmdiff.cli._progress import Progress
+from mmdiff.cli._progress import Progress, show_rows
 from mmdiff.config import build, merge, parse_assignments, read_yaml, split_arguments
 from mmdiff.errors import (
     InputError,
@@ -105,10 +105,16 @@ def run(recipe: Recipe, as_json: bool) -> dict[str, Any]:
     """Train with progress on stderr; returns the figures of the last step."""
     from transformers.utils import logging
 
+    from mmdiff.data.recorded import Divided
     from mmdiff.training.loop import Trainer
+    from mmdiff.training.sources import open_source
 
     logging.disable_progress_bar()
+    open_source(recipe, watch=show_rows)
     trainer = prepare(Trainer, recipe)
+    if isinstance(trainer.source, Divided):
+        for text in trainer.source.left_out:
+            print(f"mmdiff: note: {text}", file=sys.stderr)
     # None where a resumed run has no step left to take.
     last: dict[str, Any] = {"loss": None, "validation": None, "seconds": trainer.seconds}
     with Progress(recipe.max_steps, "steps", done=trainer.step) as progress:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmdiff.canvas import Canvas
-from mmdiff.data.source import SOURCES, Sample, Source
+from mmdiff.data.source import Sample, Source
 from mmdiff.diffusion.arrange import with_context
 from mmdiff.diffusion.schedule import sample_times, stratified_times, uniform
-from mmdiff.errors import TrainingError
-from mmdiff.heads.base import user_message
-from mmdiff.processing import Processor, Row, collate, packed_row, prompt_row
+from mmdiff.errors import MMDiffError
+from mmdiff.processing import Processor, Row, collate
+from mmdiff.training.packing import (
+    alike,
+    encode_turns,
+    numbered_on,
+    pack,
+    pack_all,
+    parts_of,
+    separate,
+)
 from mmdiff.training.recipe import Objective, Recipe
 
 SEGMENTS = 1024  # more segments than any row packs: index * SEGMENTS + segment numbers every answer
@@ -54,92 +63,6 @@ class Batch:
         return replace(self, **moved)
 
 
-Pair = tuple[list[int], list[int]]  # expanded prompt ids, answer ids with end-of-text padding
-
-
-def encode_turns(
-    sample: Sample, processor: Processor, seed: int, padding: str = "random"
-) -> list[Pair]:
-    """Ids of every turn, and end-of-text behind its answer: a random number of cells, few ones more
-    often, which teaches any size of answer region (`random`); `one`; all its `room`."""
-    pairs = []
-    key = torch.tensor(seed), torch.tensor(sample.index), torch.arange(len(sample.turns))
-    draws = uniform(*key, torch.tensor(0x9AD)).tolist()
-    for turn, draw in zip(sample.turns, draws, strict=True):
-        prompt = processor.expand(processor.prompt_ids([user_message(turn.request, 1)]))
-        answer = processor.encode(turn.answer)
-        room = max(0, turn.cells - len(answer) - 1)
-        cells = {"random": int((room + 1) * draw**3), "one": 0, "room": room}
-        ends = 1 + min(room, cells[padding])
-        pairs.append((prompt, answer + [processor.end_id] * ends))
-    return pairs
-
-
-def pack(
-    pairs: list[Pair],
-    image_id: int | None,
-    copies: int,
-    cells: int,
-    image: int,
-    context: bool = False,
-    parts: int = 1,
-) -> Row:
-    """One row of at most `cells` cells: the picture, the first turn, later turns that fit, each
-    with room for a clean twin of its answer where the objective needs that `context`. The picture
-    alone for 0 cells.
-
-    With several `parts` the cells behind the picture are so many equal parts and each turn lies in
-    one; a turn without answer fills a part up. Raises TrainingError if the first turn is larger.
-    """
-    first = pairs[0][0]
-    last = max(i for i, x in enumerate(first) if x == image_id) + 1
-    width = max(0, cells - last) // parts
-    room = [width] * parts
-    kept: list[list[Pair]] = [[] for _ in room]
-    for number, (prompt, answer) in enumerate(pairs):
-        size = len(prompt) - last + (copies + context) * len(answer)
-        fitting = [part for part in range(parts) if size <= room[part]]
-        if number == 0 and cells and not fitting:
-            if parts > 1:
-                raise TrainingError(
-                    f"sample {image} of a batch: its first turn takes {size} cells, a part of its "
-                    f"row has {width}; raise row_cells or lower row_parts"
-                )
-            fitting = [0]
-        if fitting:
-            kept[fitting[0]].append((prompt[last:], answer))
-            room[fitting[0]] -= size
-    if parts > 1 and cells:
-        for part, left in zip(kept, room, strict=True):
-            part.append(([first[0]] * left, []))
-    return packed_row(first[:last], [pair for part in kept for pair in part], copies, [image])
-
-
-def parts_of(rows: list[Row], parts: int) -> tuple[int, int]:
-    """(S, W) of rows packed in `parts`. Raises TrainingError if their pictures differ in cells."""
-    shared = {row.segment.count(0) for row in rows}
-    if len(shared) > 1:
-        raise TrainingError(
-            f"row_parts={parts} needs pictures of one size; here they take {sorted(shared)} cells; "
-            "leave row_parts out"
-        )
-    first = shared.pop()
-    return first, (len(rows[0].ids) - first) // parts
-
-
-def separate(pairs: list[Pair], copies: int, image: int) -> list[Row]:
-    """One row per turn and copy, numbered as in the packed row."""
-    rows = []
-    for number, (prompt, answer) in enumerate(pairs, start=1):
-        for copy in range(1, copies + 1):
-            row = prompt_row(prompt, answer, [False] * len(answer), [image])
-            row.writable[row.prompt :] = [True] * len(answer)
-            row.segment = [number] * len(row.ids)
-            row.copy = [copy if copies > 1 else 0] * len(row.ids)
-            rows.append(row)
-    return rows
-
-
 class Batches(Dataset):
     """Item i is the i-th batch of the run: samples i * batch_size onwards."""
 
@@ -167,24 +90,18 @@ class Batches(Dataset):
         ]
         rows: list[Row] = []
         owner: list[int] = []
-        for number, sample in enumerate(samples):
-            pairs = encode_turns(sample, processor, recipe.seed, objective.padding)
-            if self.packed or alone:
-                image_id = processor.image_token_id
-                room = 0 if alone else recipe.row_cells
-                context = objective.block > 0
-                parts = recipe.row_parts
-                made = [pack(pairs, image_id, self.copies, room, number, context, parts)]
-            else:
-                made = separate(pairs, self.copies, number)
+        pictures: list[Any] = []
+        for sample in samples:
+            made = self.rows(sample, len(pictures), alone)
+            pictures += sample.images
             rows += made
             owner += [sample.index] * len(made)
-        pixels = processor.pixels([s.image for s in samples])
+        pixels, blocks = processor.read(pictures) if pictures else (None, None)
         # Packed rows are all padded to one length: compiled code then fits every step.
         in_parts = self.packed and not alone and recipe.row_parts > 1
         padded = self.packed and not alone and not objective.block and not in_parts
         length = recipe.row_cells if padded else 0
-        canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, length)
+        canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, length, blocks)
         if in_parts:
             canvas.parts = parts_of(rows, recipe.row_parts)
         if objective.block:
@@ -197,6 +114,40 @@ class Batches(Dataset):
             found = anchor_targets(samples, canvas, processor)
             batch.anchor_cells, batch.anchor_words, batch.empty_cells = found
         return batch
+
+    def rows(self, sample: Sample, first: int, alone: bool) -> list[Row]:
+        """The rows of a sample whose pictures are numbers `first` onwards of the batch; its
+        pictures `alone` where these are all that the step trains."""
+        recipe, image_id = self.recipe, self.processor.image_token_id
+        pairs = encode_turns(sample, self.processor, recipe.seed, recipe.objective.padding)
+        context = recipe.objective.block > 0
+        groups: list[list[Row]] = []
+        for pictures, group in alike(sample, pairs, image_id):
+            images = range(first, first + pictures)
+            if not (self.packed or alone):
+                groups.append(separate(group, self.copies, images))
+                continue
+            room = 0 if alone else recipe.row_cells
+            how = image_id, self.copies, room, images, context, recipe.row_parts
+            made = pack_all(group, *how) if sample.whole and room else [pack(group, *how)]
+            groups += [[row] for row in made]
+        return numbered_on(groups)
+
+
+class OrError(Dataset):
+    """Batches whose errors are values: a worker process would send a traceback's text instead."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Batch | MMDiffError:
+        try:
+            return self.batches[step]
+        except MMDiffError as error:
+            return error
 
 
 def plain_ids(processor: Processor) -> list[int]:
@@ -222,10 +173,12 @@ def anchor_targets(
     cells: list[int] = []
     words: list[int] = []
     empty: list[int] = []
-    for picture, sample in enumerate(samples):
+    picture = 0
+    for sample in samples:
+        number, picture = picture, picture + len(sample.images)
         if not sample.anchors or side * side != tokens:
             continue
-        begin = first[picture * tokens]
+        begin = first[number * tokens]
         grid = canvas.features.cells[begin : begin + tokens].tolist()
         taken = [grid[int(a.y * side) * side + int(a.x * side)] for a in sample.anchors]
         for cell, anchor in zip(taken, sample.anchors, strict=True):
@@ -281,15 +234,20 @@ def with_replacements(
     )
 
 
-def batches(recipe: Recipe, processor: Processor, layout: str, first: int) -> Iterator[Batch]:
+def batches(
+    source: Source, recipe: Recipe, processor: Processor, layout: str, first: int
+) -> Iterator[Batch]:
     """The run's batches from number `first`; made ahead in worker processes when there are any."""
-    dataset = Batches(SOURCES.get(recipe.data)(), processor, recipe, layout != "full", "train")
+    dataset = Batches(source, processor, recipe, layout != "full", "train")
     steps = range(first, recipe.max_steps)
     loader = DataLoader(
-        dataset,
+        OrError(dataset),
         sampler=list(steps),
         batch_size=None,
         num_workers=recipe.workers,
         prefetch_factor=4 if recipe.workers else None,
     )
-    return iter(loader)
+    for made in loader:
+        if isinstance(made, MMDiffError):
+            raise made
+        yield made

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdiff.data.source import SOURCES
 from mmdiff.encoders.vision import build_vision
 from mmdiff.errors import TrainingError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processing import ImageSettings, Processor, TextSettings
+from mmdiff.training.sources import open_source
 
 if TYPE_CHECKING:
     from mmdiff.training.recipe import NewModel, Recipe
@@ -43,7 +43,7 @@ def build(recipe: Recipe) -> MMDiffModel:
                 "start from another checkpoint"
             )
         return model
-    text = SOURCES.get(recipe.data)().text(recipe.seed)
+    text = open_source(recipe).text(recipe.seed)
     return new_model(recipe.model, fit_tokenizer(text, recipe.model.vocab_size), recipe.seed)
 
 

@@ -15,13 +15,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmdiff.backbone import see_in_parts
 from mmdiff.config import to_dict
-from mmdiff.data.source import SOURCES
 from mmdiff.errors import SettingError, TrainingError
 from mmdiff.training import checkpoint
 from mmdiff.training.batches import Batches, batches
 from mmdiff.training.build import build
 from mmdiff.training.objective import batch_loss
 from mmdiff.training.optimizer import make_optimizers, set_rate
+from mmdiff.training.sources import open_source
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -46,6 +46,8 @@ class Trainer:
                 f"objective.block needs a model with attention_layout: block; this one has {layout}"
             )
         self.processor = self.model.processor
+        limit = getattr(self.model.backbone.config, "max_position_embeddings", None)
+        self.source = open_source(recipe, processor=self.processor, limit=limit)
         self.optimizers = make_optimizers(self.model, recipe)
         self.average = None
         if recipe.ema:
@@ -88,7 +90,8 @@ class Trainer:
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> Path:
         """Train to max_steps, then save the model; `report` hears every step's figures."""
         torch.manual_seed(self.recipe.seed)
-        stream = batches(self.recipe, self.processor, self.model.config.attention_layout, self.step)
+        layout = self.model.config.attention_layout
+        stream = batches(self.source, self.recipe, self.processor, layout, self.step)
         for batch in stream:
             began = time.perf_counter()
             loss, norm = self._update(batch)
@@ -119,10 +122,12 @@ class Trainer:
         loss = loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
-            first = self.step * self.recipe.batch_size
+            first, seed = self.step * self.recipe.batch_size, self.recipe.seed
+            samples = range(first, first + self.recipe.batch_size)
+            names = ", ".join(self.source.name(i, seed, "train") for i in samples)
             raise TrainingError(
-                f"loss {float(loss)} with gradient norm {float(norm)} at step {self.step}, samples "
-                f"{first} to {first + self.recipe.batch_size - 1}; lower lr or check these rows"
+                f"loss {float(loss)} with gradient norm {float(norm)} at step {self.step}; lower "
+                f"lr or check these samples: {names}"
             )
         for optimizer in self.optimizers:
             optimizer.step()
@@ -141,10 +146,9 @@ class Trainer:
         """Loss on fixed validation samples and masks, by the averaged weights if there are."""
         model = self.averaged()
         model.eval()
-        source = SOURCES.get(self.recipe.data)()
         packed = model.config.attention_layout != "full"
         objective = replace(self.recipe.objective, anchors=0.0)
-        dataset = Batches(source, self.processor, self.recipe, packed, "validation")
+        dataset = Batches(self.source, self.processor, self.recipe, packed, "validation")
         with self._autocast():
             losses = [
                 float(batch_loss(model, dataset[i], objective)) for i in range(VALIDATION_BATCHES)

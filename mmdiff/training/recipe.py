@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,15 +111,39 @@ def presets() -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Part of a mixture: a source's name or a data file. `weight` is relative to the other parts'
+    and by default the number of rows; `take` is all, first:N or random:N of the good rows."""
+
+    data: str
+    weight: float | None = None
+    take: str = "all"
+    image_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise SettingError("weight must be above 0")
+        if not re.fullmatch(r"all|(first|random):[1-9][0-9]{0,11}", self.take):
+            raise SettingError(f"take must be all, first:N or random:N, got {self.take!r}")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One run. `model` is a folder to continue from or the sizes of a new model."""
+    """One run. `model` is a folder to continue from or the sizes of a new model, `data` a source's
+    name, a data file or a mixture."""
 
     model: NewModel | str
-    data: str
+    data: str | tuple[Part, ...]
     output: str
     max_steps: int
     batch_size: int = 32
-    turns: int = 8  # questions about one picture, at most
+    image_root: str | None = None  # of data files: where pictures are, see docs/training.md
+    bad_rows: Literal["stop", "skip"] = "stop"  # of data files
+    unique_ids: bool = True  # of data files: a second row with an id is bad
+    validation: float | str = 0.02  # of data files: the share of rows held out, or another file
+    answers: Literal["every", "random_one"] = "every"  # of a conversation: those trained at a time
+    answer_cells: int = 64  # of data files: end-of-text pads answers to at most so many cells
+    turns: int = 8  # of generated sources: questions about one picture, at most
     row_cells: int = 288  # prefix layout: the turns that fit share a row behind the picture's cells
     row_parts: int = 1  # of a packed row: turns of one do not see others', so attention is shorter
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -145,9 +170,14 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "save_every", "keep", "validate_every"):
+        counts = ("max_steps", "batch_size", "row_cells", "answer_cells", "save_every", "keep")
+        for name in (*counts, "validate_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1")
+        if not self.data:
+            raise SettingError("data must name a source, a file or a list of parts")
+        if not isinstance(self.validation, str) and not 0 < self.validation < 1:
+            raise SettingError("validation must be a share between 0 and 1, or a data file")
         if self.row_parts < 1 or (self.row_parts > 1 and self.objective.block):
             raise SettingError("row_parts must be at least 1, and 1 with objective.block")
         if self.lr <= 0 or self.clip <= 0:

@@ -14,9 +14,10 @@ from mmdiff.data.tabletop_source import Tabletop
 from mmdiff.errors import SettingError, TrainingError
 from mmdiff.processing import collate
 from mmdiff.training import loop
-from mmdiff.training.batches import Batch, Batches, encode_turns, with_noise
+from mmdiff.training.batches import Batch, Batches, with_noise
 from mmdiff.training.loop import Trainer
 from mmdiff.training.objective import anchor_loss, batch_loss
+from mmdiff.training.packing import encode_turns
 from mmdiff.training.recipe import Objective, Recipe
 from tests.helpers import NEW_MODEL, TEXT_CONFIG, separate_prefix
 
@@ -144,7 +145,7 @@ def test_packed_samples_equal_separate_ones(whole, copies):
         pairs = encode_turns(sample, processor, made.seed)
         assert len(pairs) == 3
         split = separate_prefix(pairs, copies, number, 1 + model.image_tokens)
-        rows, owner, images = rows + split, owner + [index] * len(split), [*images, sample.image]
+        rows, owner, images = rows + split, owner + [index] * len(split), [*images, *sample.images]
     canvas = collate(rows, processor.end_id, processor.pixels(images), processor.image_token_id)
     alone = with_noise(canvas, torch.tensor(owner), made.seed)
     with torch.no_grad():
