@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdiff import adapters
 from mmdiff.checkpoints import hub
 from mmdiff.checkpoints.base import find, find_native, our_key
 from mmdiff.errors import CheckpointError, SettingError, nearest
@@ -33,7 +34,7 @@ def resolve(name: str | Path, download: bool = False) -> Path:
         return BUILT_IN[str(name)]
     path = Path(name)
     try:
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / adapters.CONFIG).is_file():
             return path
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:  # a name too long to be a path, a folder that may not be entered
@@ -120,7 +121,8 @@ def load(
     download: bool = False,
     device_map: str | Mapping[str, Any] | None = None,
 ) -> MMDiffModel:
-    """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError.
+    """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError. A folder
+    of adapters opens as the base it names with the adapters merged (`mmdiff.adapters`).
 
     `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
     that is not there raises SettingError. A hub id is looked up on this machine; the network is
@@ -134,6 +136,8 @@ def load(
     folder = resolve(name, download)
     if device_map is not None:
         device = one_device(device, device_map)
+    if base := adapters.base_of(folder):
+        return adapters.merge(load(base, device, dtype, download), folder)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(str(check_device(str(device))))

@@ -63,7 +63,22 @@ def denominator(
     segment: Tensor | None = None,
     group: Tensor | None = None,
 ) -> Tensor:
-    """What cells are divided by, (B, 1), or (B, L) where examples share a row as its segments.
+    """What cells are divided by, (B, 1), or (B, L) where examples share a row as its segments: each
+    cell's own part times the batch's (`parts_of_denominator`), which is never below 1."""
+    own, total = parts_of_denominator(writable, scored, copy, kind, segment, group)
+    return own * total.clamp(min=1)
+
+
+def parts_of_denominator(
+    writable: Tensor,
+    scored: Tensor,
+    copy: Tensor,
+    kind: str = "answer",
+    segment: Tensor | None = None,
+    group: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each cell's own part (B, 1) or (B, L) of its denominator, and the batch's, a scalar that adds
+    up over the parts that a batch is computed in.
 
     `answer`: answer cells of the batch, a complementary pair counted once (LaViDa); `masked`:
     scored cells of the batch (Dimple); `row`: each example by its n answer cells, then by the
@@ -71,10 +86,9 @@ def denominator(
     square averaging of InternVL2.5, arXiv:2412.05271: between `answer`, where long answers rule,
     and `row`, where short ones do); `group`: the example's scored cells of the cell's `group`
     (B, L; MASKED, REPLACED or KEPT) in its copy, then the examples (ReDiff); `examples`: the
-    examples (dllm's `batch`); `batch`: B * L (LLaDA pre-training). Never below 1, so empty rows
-    stay finite.
+    examples (dllm's `batch`); `batch`: B * L (LLaDA pre-training). Own parts are never below 1, so
+    empty rows stay finite.
     """
-    rows = writable.shape[0]
     if kind in ("row", "root", "group", "examples"):
         return _by_example(writable, scored, copy, kind, segment, group)
     if kind == "answer":
@@ -86,7 +100,7 @@ def denominator(
     else:
         known = ", ".join(DENOMINATORS)
         raise SettingError(f"loss denominator {kind!r} is unknown; choose one of {known}")
-    return total.clamp(min=1).expand(rows, 1)
+    return torch.ones_like(writable[:, :1], dtype=torch.long), total
 
 
 def _by_example(
@@ -96,7 +110,7 @@ def _by_example(
     kind: str,
     segment: Tensor | None,
     group: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The kinds that count by example: an example is a row, or a segment of one."""
     answer = writable & (copy != 2)
     if segment is None:
@@ -109,13 +123,13 @@ def _by_example(
         share = cells.sum(1, keepdim=True)
     else:  # a row without an answer is one example, too
         share = (cells > 0).sum(1, keepdim=True).clamp(min=1)
-    examples = share[~twin].sum().clamp(min=1)
+    examples = share[~twin].sum()
     if kind == "examples":
-        return examples.expand(len(writable), 1)
+        return torch.ones_like(writable[:, :1], dtype=torch.long), examples
     if kind == "group" and group is not None:
         segment = (segment * 3 + copy) * 3 + group
         cells = _counts(segment, scored)
-    return cells.gather(1, segment).clamp(min=1) * examples
+    return cells.gather(1, segment).clamp(min=1), examples
 
 
 def _counts(number: Tensor, counted: Tensor) -> Tensor:
@@ -148,7 +162,7 @@ def masked_loss(
     if targets_K.numel() == 0:
         return logits_KV.sum() * 0
     ce = cross_entropy(logits_KV, targets_K, without)
-    return (ce * weight_K / denominator_K).sum()
+    return (ce * weight_K / denominator_K.to(ce.dtype)).sum()
 
 
 def shift_right(rows_BLX: Tensor) -> Tensor:

@@ -64,29 +64,42 @@ class Batch:
 
 
 class Batches(Dataset):
-    """Item i is the i-th batch of the run: samples i * batch_size onwards."""
+    """Item i is the i-th batch of the run: samples i * batch_size onwards. With `parts` n
+    item i * n + j is part j of that batch; `share` (which, of) numbers the processes that take
+    each part's samples in turn."""
 
     def __init__(
-        self, source: Source, processor: Processor, recipe: Recipe, packed: bool, split: str
+        self,
+        source: Source,
+        processor: Processor,
+        recipe: Recipe,
+        packed: bool,
+        split: str,
+        share: tuple[int, int] = (0, 1),
+        parts: int = 1,
     ) -> None:
         self.source, self.processor, self.recipe = source, processor, recipe
         self.packed, self.split = packed, split
+        self.share, self.parts = share, parts
         self.copies = 2 if recipe.objective.complementary else 1
         self.words = plain_ids(processor) if recipe.objective.replace else []
 
     def __len__(self) -> int:
-        return self.recipe.max_steps
+        return self.recipe.max_steps * self.parts
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch:
         recipe, processor = self.recipe, self.processor
         objective = recipe.objective
-        first = step * recipe.batch_size
+        step, part = divmod(number, self.parts)
+        which, processes = self.share
+        count = recipe.batch_size // (self.parts * processes)
+        first = step * recipe.batch_size + (part * processes + which) * count
         # In the anchor steps a row is its picture alone.
         alone = self.split == "train" and step < recipe.anchor_steps
         turns = 0 if alone else recipe.turns
         samples = [
             self.source.sample(i, recipe.seed, turns, self.split)
-            for i in range(first, first + recipe.batch_size)
+            for i in range(first, first + count)
         ]
         rows: list[Row] = []
         owner: list[int] = []
@@ -235,14 +248,20 @@ def with_replacements(
 
 
 def batches(
-    source: Source, recipe: Recipe, processor: Processor, layout: str, first: int
+    source: Source,
+    recipe: Recipe,
+    processor: Processor,
+    layout: str,
+    first: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The run's batches from number `first`; made ahead in worker processes when there are any."""
-    dataset = Batches(source, processor, recipe, layout != "full", "train")
-    steps = range(first, recipe.max_steps)
+    """The parts of the run's batches from step `first` that fall to one process of several; made
+    ahead in worker processes when there are any."""
+    parts = recipe.accumulate
+    dataset = Batches(source, processor, recipe, layout != "full", "train", share, parts)
     loader = DataLoader(
         OrError(dataset),
-        sampler=list(steps),
+        sampler=range(first * parts, recipe.max_steps * parts),
         batch_size=None,
         num_workers=recipe.workers,
         prefetch_factor=4 if recipe.workers else None,

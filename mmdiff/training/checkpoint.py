@@ -27,24 +27,41 @@ def save(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write checkpoints/step-N; a crash while writing leaves only a .partial folder behind."""
+    """Write checkpoints/step-N; a crash while writing leaves only a .partial folder behind.
+
+    Frozen weights are not written: they are those of the recipe's model.
+    """
     final = folder / f"step-{step:07d}"
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, module in modules.items():
-        tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
+        learnt = module.state_dict().keys() - frozen(module)
+        tensors = {k: v.contiguous() for k, v in module.state_dict().items() if k in learnt}
         save_file(tensors, partial / f"{name}.safetensors")
     torch.save([o.state_dict() for o in optimizers], partial / "optimizer.pt")
     (partial / STATE).write_text(json.dumps({"step": step, **state}))
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
+    _sync(folder)  # the name, too, survives a power cut
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def frozen(module: nn.Module) -> set[str]:
+    """Names of the parameters that do not learn."""
+    return {name for name, value in module.named_parameters() if not value.requires_grad}
 
 
 def complete(folder: Path) -> list[Path]:
@@ -58,7 +75,11 @@ def restore(
     """Load weights and optimiser state in place; returns what `save` got, with the step."""
     try:
         for name, module in modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors"))
+            tensors = load_file(path / f"{name}.safetensors")
+            found = module.load_state_dict(tensors, strict=False)
+            unlike = [*found.unexpected_keys, *(set(found.missing_keys) - frozen(module))]
+            if unlike:
+                raise ValueError(f"unlike tensors: {sorted(unlike)[0]}")
         states = torch.load(path / "optimizer.pt", weights_only=True)
         for optimizer, saved in zip(optimizers, states, strict=True):
             optimizer.load_state_dict(saved)

@@ -1,33 +1,78 @@
-"""The training loop: one process, bf16 or float32, resumable at every checkpoint."""
+"""The training loop: one process or several, resumable at every checkpoint.
+
+A step takes `batch_size` samples, whatever the number of processes and of parts (`accumulate`) that
+share them: each part's loss is divided by what the whole batch counts.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mmdiff import adapters
 from mmdiff.backbone import see_in_parts
 from mmdiff.config import to_dict
 from mmdiff.errors import SettingError, TrainingError
 from mmdiff.training import checkpoint
-from mmdiff.training.batches import Batches, batches
+from mmdiff.training.batches import Batch, Batches, batches
 from mmdiff.training.build import build
-from mmdiff.training.objective import batch_loss
-from mmdiff.training.optimizer import make_optimizers, set_rate
+from mmdiff.training.objective import Task, batch_loss, prepare, task_loss
+from mmdiff.training.optimizer import freeze, make_optimizers, set_rate
 from mmdiff.training.sources import open_source
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from mmdiff.model import MMDiffModel
-    from mmdiff.training.recipe import Recipe
+    from mmdiff.training.recipe import Objective, Recipe
 
 VALIDATION_BATCHES = 4
+
+
+class Loss(torch.nn.Module):
+    """A model and its objective as one module: what is wrapped for several processes."""
+
+    def __init__(self, model: MMDiffModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, task: Task, totals: torch.Tensor) -> torch.Tensor:
+        return task_loss(self.model, task, totals, self.objective)
+
+
+def accelerator_for(recipe: Recipe, device: str | None) -> Accelerator:
+    """Processes and devices as `accelerate launch` set them up, else this process alone.
+
+    Raises SettingError where the processes cannot share a step's samples evenly.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # of an earlier run in this process, with other settings
+    unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.anchor_steps > 0)
+    made = Accelerator(
+        mixed_precision={"bfloat16": "bf16", "float16": "fp16"}.get(recipe.precision, "no"),
+        cpu=device == "cpu",
+        kwargs_handlers=[unused],
+    )
+    if recipe.batch_size % (made.num_processes * recipe.accumulate):
+        raise SettingError(
+            f"batch_size={recipe.batch_size} is no multiple of {made.num_processes} processes "
+            f"x accumulate={recipe.accumulate}"
+        )
+    return made
 
 
 class Trainer:
@@ -36,7 +81,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, device: str | None = None) -> None:
         self.recipe = recipe
         self.folder = Path(recipe.output)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.accelerator = accelerator_for(recipe, device)
+        self.device = self.accelerator.device
         self.model: MMDiffModel = build(recipe).to(self.device)
         if self.model.processor is None:
             raise TrainingError(f"{recipe.model} holds no processor files, which training needs")
@@ -48,19 +94,33 @@ class Trainer:
         self.processor = self.model.processor
         limit = getattr(self.model.backbone.config, "max_position_embeddings", None)
         self.source = open_source(recipe, processor=self.processor, limit=limit)
-        self.optimizers = make_optimizers(self.model, recipe)
+        freeze(self.model, recipe)
+        if recipe.lora:
+            torch.manual_seed(recipe.seed)  # adapters begin at random
+            adapters.inject(self.model, recipe.lora)
+        optimizers = make_optimizers(self.model, recipe)
         self.average = None
         if recipe.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        if recipe.row_parts > 1:
-            see_in_parts(self.model.backbone)
-        else:
-            self.model.backbone.set_attn_implementation(recipe.attention)
-        if recipe.compile:
-            self.model.backbone.compile()
+        self._speed()
+        prepared = self.accelerator.prepare(Loss(self.model, recipe.objective), *optimizers)
+        self.loss, self.optimizers = prepared[0], list(prepared[1:])
         self.step = 0
         self.seconds = 0.0
+        self._stop = False
         self._resume_or_start()
+
+    def _speed(self) -> None:
+        """Settings that change how fast a step is and how much memory it takes, nothing else."""
+        backbone = self.model.backbone
+        if self.recipe.row_parts > 1:
+            see_in_parts(backbone)
+        else:
+            backbone.set_attn_implementation(self.recipe.attention)
+        if self.recipe.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable()
+        if self.recipe.compile:
+            backbone.compile()
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -83,51 +143,83 @@ class Trainer:
         if found:
             state = checkpoint.restore(found[-1], self.modules, self.optimizers)
             self.step, self.seconds = state["step"], state["seconds"]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.json").write_text(json.dumps(to_dict(self.recipe), indent=2) + "\n")
-        _keep_lines_to(self.folder / "log.jsonl", self.step)
+        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            written = json.dumps(to_dict(self.recipe), indent=2) + "\n"
+            (self.folder / "recipe.json").write_text(written)
+            _keep_lines_to(self.folder / "log.jsonl", self.step)
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> Path:
-        """Train to max_steps, then save the model; `report` hears every step's figures."""
-        torch.manual_seed(self.recipe.seed)
-        layout = self.model.config.attention_layout
-        stream = batches(self.source, self.recipe, self.processor, layout, self.step)
-        for batch in stream:
-            began = time.perf_counter()
-            loss, norm = self._update(batch)
-            self.seconds += time.perf_counter() - began
-            row = {
-                "step": self.step,
-                "loss": loss,
-                "norm": norm,
-                "lr": self.recipe.lr * self.recipe.rate(self.step - 1),
-                "seconds": self.seconds,
-            }
-            last = self.step == self.recipe.max_steps
-            if last or self.step % self.recipe.validate_every == 0:
-                row["validation"] = self.validate()
-            self._log(row)
-            if report:
-                report(row)
-            if last or self.step % self.recipe.save_every == 0:
-                self._save()
+        """Train to max_steps, then save the model; `report` hears every step's figures.
+
+        SIGTERM ends the run behind the step it is in, with a checkpoint. Raises TrainingError, with
+        the samples of the step, where the loss or its gradient is not finite.
+        """
+        shares = self._shares()
+        with self._stopped_by(signal.SIGTERM):
+            for parts in shares:
+                row = self._step(parts)
+                if report:
+                    report(row)
+                if self._stop:
+                    break
         return self.export()
 
-    def _update(self, batch: Any) -> tuple[float, float]:
+    def _shares(self) -> Iterator[list[Batch]]:
+        """This process's part of each step's batch, in `accumulate` parts."""
+        layout, number = self.model.config.attention_layout, self.accelerator.process_index
+        count = self.accelerator.num_processes
+        share = number, count
+        stream = batches(self.source, self.recipe, self.processor, layout, self.step, share)
+        while parts := list(islice(stream, self.recipe.accumulate)):
+            yield parts
+
+    def _step(self, parts: list[Batch]) -> dict[str, Any]:
+        began = time.perf_counter()
+        loss, norm = self._update(parts)
+        self.seconds += time.perf_counter() - began
+        row = {
+            "step": self.step,
+            "loss": loss,
+            "norm": norm,
+            "lr": self.recipe.lr * self.recipe.rate(self.step - 1),
+            "seconds": self.seconds,
+        }
+        last = self.step == self.recipe.max_steps or self._stop
+        if last or self.step % self.recipe.validate_every == 0:
+            row["validation"] = self.validate()
+        self._log(row)
+        if last or self.step % self.recipe.save_every == 0:
+            self._save()
+        return row
+
+    def _update(self, parts: list[Batch]) -> tuple[float, float]:
+        accelerator, recipe = self.accelerator, self.recipe
+        torch.manual_seed(recipe.seed + self.step)  # of dropout: a step's draws are its own
         self.model.train()
-        set_rate(self.optimizers, self.recipe, self.step)
-        with self._autocast():
-            loss = batch_loss(self.model, batch, self.recipe.objective)
-        loss.backward()
-        loss = loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
-            first, seed = self.step * self.recipe.batch_size, self.recipe.seed
-            samples = range(first, first + self.recipe.batch_size)
+        set_rate(self.optimizers, recipe, self.step)
+        tasks = [prepare(self.model, part, recipe.objective) for part in parts]
+        counts = torch.stack([task.totals for task in tasks]).sum(0)
+        counts = accelerator.reduce(torch.cat([counts, counts.new_tensor([self._stop])]))
+        self._stop = bool(counts[-1])  # all processes end behind the same step
+        loss = torch.zeros((), device=self.device)
+        for number, task in enumerate(tasks):
+            last = number == len(tasks) - 1
+            # Processes exchange their gradients in the last part, and take the mean of them.
+            with nullcontext() if last else accelerator.no_sync(self.loss):
+                share = self.loss(task, counts[:-1])
+                accelerator.backward(share * accelerator.num_processes)
+            loss += share.detach()
+        loss = float(accelerator.reduce(loss))
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            first, seed = self.step * recipe.batch_size, recipe.seed
+            samples = range(first, first + recipe.batch_size)
             names = ", ".join(self.source.name(i, seed, "train") for i in samples)
             raise TrainingError(
-                f"loss {float(loss)} with gradient norm {float(norm)} at step {self.step}; lower "
-                f"lr or check these samples: {names}"
+                f"loss {loss} with gradient norm {norm} at step {self.step}; lower lr or check "
+                f"these samples: {names}"
             )
         for optimizer in self.optimizers:
             optimizer.step()
@@ -135,11 +227,7 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step += 1
-        return float(loss), float(norm)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.recipe.precision == "bfloat16"
-        return torch.autocast(self.device, torch.bfloat16, enabled=enabled)
+        return loss, norm
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -149,7 +237,7 @@ class Trainer:
         packed = model.config.attention_layout != "full"
         objective = replace(self.recipe.objective, anchors=0.0)
         dataset = Batches(self.source, self.processor, self.recipe, packed, "validation")
-        with self._autocast():
+        with self.accelerator.autocast():
             losses = [
                 float(batch_loss(model, dataset[i], objective)) for i in range(VALIDATION_BATCHES)
             ]
@@ -159,25 +247,50 @@ class Trainer:
         return self.model if self.average is None else cast("MMDiffModel", self.average.module)
 
     def _log(self, row: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.accelerator.is_main_process:
+            with (self.folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def _save(self) -> None:
-        checkpoint.save(
-            self.folder / "checkpoints",
-            self.step,
-            self.modules,
-            self.optimizers,
-            {"seconds": self.seconds},
-            self.recipe.keep,
-        )
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder / "checkpoints",
+                self.step,
+                self.modules,
+                self.optimizers,
+                {"seconds": self.seconds},
+                self.recipe.keep,
+            )
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _stopped_by(self, number: signal.Signals) -> Iterator[None]:
+        """The signal ends the run behind its step; only a main thread can hear one."""
+
+        def stop(*_: Any) -> None:
+            self._stop = True
+
+        try:
+            before = signal.signal(number, stop)
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(number, before)
 
     def export(self) -> Path:
-        """The folder `mmdiff.load` reads: averaged weights in the recipe's dtype, processor."""
+        """The folder `mmdiff.load` reads: averaged weights in the recipe's dtype and processor, or
+        the adapters alone."""
         model = self.averaged()
         model.processor = self.processor
-        model.to(getattr(torch, self.recipe.save_dtype)).save_pretrained(self.folder)
-        model.to(torch.float32)
+        if self.accelerator.is_main_process and self.recipe.lora:
+            adapters.save(model, self.folder, str(self.recipe.model))
+        elif self.accelerator.is_main_process:
+            model.to(getattr(torch, self.recipe.save_dtype)).save_pretrained(self.folder)
+            model.to(torch.float32)
+        self.accelerator.wait_for_everyone()
         return self.folder
 
 

@@ -18,8 +18,8 @@ from mmdiff.diffusion.losses import (
     REPLACED,
     cart_weight,
     cell_weight,
-    denominator,
     masked_loss,
+    parts_of_denominator,
 )
 from mmdiff.diffusion.schedule import log_ends, mask_probability, mask_slope
 
@@ -106,45 +106,78 @@ def _weighted_pair(objective: Objective) -> bool:
     return objective.complementary and objective.weight in ("inverse_p", "elbo")
 
 
-def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor:
-    """Scalar loss of a batch on the model's device."""
+@dataclass
+class Task:
+    """A batch, or a part of one, ready to be scored.
+
+    `own` (B, L) is each cell's part of its denominator; `totals` (3,), what the parts of one batch
+    add up: the batch's part, anchored words, empty picture cells.
+    """
+
+    batch: Batch
+    noisy: Noised
+    weight: Tensor
+    own: Tensor
+    totals: Tensor
+
+
+def prepare(model: MMDiffModel, batch: Batch, objective: Objective) -> Task:
+    """The noise, weights and counts of a batch on the model's device; nothing runs yet."""
     batch = batch.to(model.device)
     noisy = noised(batch, objective, model.config.mask_token_id)
-    canvas, scored = noisy.canvas, noisy.scored
-    weight = weights(model, batch, noisy, objective)
-    divide = denominator(
+    canvas = noisy.canvas
+    own, total = parts_of_denominator(
         canvas.writable & canvas.valid,
-        scored,
+        noisy.scored,
         canvas.copy,
         objective.denominator,
         canvas.segment,
         noisy.group,
     )
-    per_cell = divide.expand_as(scored)[scored]
+    anchors = [batch.anchor_cells, batch.empty_cells] if objective.anchors else [None, None]
+    counts = [float(total), *(0 if cells is None else cells.numel() for cells in anchors)]
+    totals = torch.tensor(counts, dtype=torch.float64, device=model.device)
+    return Task(batch, noisy, weights(model, batch, noisy, objective), own, totals)
+
+
+def task_loss(model: MMDiffModel, task: Task, totals: Tensor, objective: Objective) -> Tensor:
+    """Scalar: this part's share of the loss of the batch that counts `totals` in all."""
+    canvas, scored = task.noisy.canvas, task.noisy.scored
+    per_cell = (task.own * totals[0].clamp(min=1)).expand_as(scored)[scored]
     without = model.config.mask_token_id if objective.without_mask_token else None
-    answer = noisy.targets[scored], weight[scored], per_cell, without
-    if not objective.anchors or batch.anchor_cells is None or batch.anchor_words is None:
+    answer = task.noisy.targets[scored], task.weight[scored], per_cell, without
+    if not objective.anchors or task.batch.anchor_words is None:
         return masked_loss(model.score(canvas, scored), *answer)
     embeds = model.embed(canvas)
-    named = objective.anchors * anchor_loss(model, embeds.flatten(0, 1), batch)
+    named = objective.anchors * anchor_loss(model, embeds.flatten(0, 1), task.batch, totals[1:])
     if not bool(canvas.writable.any()):  # pictures alone: the backbone has nothing to learn
         return named
-    loss = masked_loss(model.score(canvas, scored, embeds), *answer)
-    return loss + named
+    return masked_loss(model.score(canvas, scored, embeds), *answer) + named
 
 
-def anchor_loss(model: MMDiffModel, embeds: Tensor, batch: Batch) -> Tensor:
+def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor:
+    """Scalar loss of a whole batch on the model's device."""
+    task = prepare(model, batch, objective)
+    return task_loss(model, task, task.totals, objective)
+
+
+def anchor_loss(
+    model: MMDiffModel, embeds: Tensor, batch: Batch, counts: Tensor | None = None
+) -> Tensor:
     """How well picture cells, among all `embeds` (C, D), say by the model's own head what they
     show: the words of the object that has its centre there, end-of-text where none has.
 
-    Mean cross-entropy over words plus that over empty cells. The picture then speaks the language
-    of the backbone.
+    Mean cross-entropy over words plus that over empty cells, of which there are `counts` (2,) or
+    those of this batch. The picture then speaks the language of the backbone.
     """
     loss = embeds.new_zeros(())
-    for cells, words in ((batch.anchor_cells, batch.anchor_words), (batch.empty_cells, None)):
+    for number, cells in enumerate((batch.anchor_cells, batch.empty_cells)):
         if cells is None or not cells.numel():
             continue
-        logits = model.head(embeds[cells.to(embeds.device)]).float()
+        cells = cells.to(embeds.device)
+        logits = model.head(embeds[cells]).float()
         end = torch.full_like(cells, model.config.eos_token_id)
-        loss = loss + F.cross_entropy(logits, (end if words is None else words).to(embeds.device))
+        words = end if number or batch.anchor_words is None else batch.anchor_words.to(end)
+        count = cells.numel() if counts is None else counts[number].to(logits.dtype)
+        loss = loss + F.cross_entropy(logits, words, reduction="sum") / count
     return loss

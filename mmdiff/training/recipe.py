@@ -26,6 +26,35 @@ class NewModel:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What each part's learning rate is multiplied with; 0 freezes the part."""
+
+    vision: float = 1.0
+    projector: float = 1.0
+    backbone: float = 1.0
+
+    def __post_init__(self) -> None:
+        given = (self.vision, self.projector, self.backbone)
+        if min(given) < 0 or not any(given):
+            raise SettingError("rates must not be negative, and one must be above 0")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters in the backbone's linear layers, which then learn in its place (peft)."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()  # names of layers; none: all linear ones
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise SettingError("lora needs rank and alpha of 1 or more and dropout in [0, 1)")
+
+
+@dataclass(frozen=True)
 class Objective:
     """What is minimised: settings of `mmdiff.diffusion`, independent of each other.
 
@@ -136,7 +165,8 @@ class Recipe:
     data: str | tuple[Part, ...]
     output: str
     max_steps: int
-    batch_size: int = 32
+    batch_size: int = 32  # samples of a step, whatever shares them
+    accumulate: int = 1  # parts in which each process takes its samples, to save memory
     image_root: str | None = None  # of data files: where pictures are, see docs/training.md
     bad_rows: Literal["stop", "skip"] = "stop"  # of data files
     unique_ids: bool = True  # of data files: a second row with an id is bad
@@ -149,6 +179,8 @@ class Recipe:
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     muon_lr: float | None = None  # of optimizer=muon's matrices; None: lr
+    rates: Rates = Rates()
+    lora: Lora | None = None
     warmup_steps: int = 100
     min_lr_ratio: float = 0.05
     decay: Literal["cosine", "linear"] = "cosine"
@@ -157,8 +189,9 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.0  # 0: off
     attention: Literal["sdpa", "eager"] = "sdpa"  # of the training steps
+    gradient_checkpointing: bool = False  # of the backbone: less memory, slower steps
     compile: bool = False  # torch.compile of the backbone in the training steps
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     objective: Objective = Objective()
     anchor_steps: int = 0  # first steps: encoder and projector learn from anchors alone
@@ -170,8 +203,15 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "batch_size", "row_cells", "answer_cells", "save_every", "keep")
-        for name in (*counts, "validate_every"):
+        counts = (
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "row_cells",
+            "answer_cells",
+            "save_every",
+        )
+        for name in (*counts, "keep", "validate_every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1")
         if not self.data:

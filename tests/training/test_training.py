@@ -16,7 +16,7 @@ from mmdiff.processing import collate
 from mmdiff.training import loop
 from mmdiff.training.batches import Batch, Batches, with_noise
 from mmdiff.training.loop import Trainer
-from mmdiff.training.objective import anchor_loss, batch_loss
+from mmdiff.training.objective import anchor_loss, batch_loss, task_loss
 from mmdiff.training.packing import encode_turns
 from mmdiff.training.recipe import Objective, Recipe
 from tests.helpers import NEW_MODEL, TEXT_CONFIG, separate_prefix
@@ -241,12 +241,12 @@ def test_a_fresh_start_forgets_an_old_log(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_its_samples(tmp_path, monkeypatch, bad):
-    def broken(model, batch, objective):
-        loss = batch_loss(model, batch, objective)
+    def broken(*given):
+        loss = task_loss(*given)
         return loss * bad if len(rows) == 2 else loss
 
     rows = []
-    monkeypatch.setattr(loop, "batch_loss", broken)
+    monkeypatch.setattr(loop, "task_loss", broken)
     with pytest.raises(TrainingError, match=r"at step 2, samples 4 to 5; lower lr"):
         Trainer(recipe(tmp_path / "run", validate_every=9)).run(rows.append)
     assert len(logged(tmp_path / "run")) == 2
