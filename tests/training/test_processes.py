@@ -85,7 +85,7 @@ def test_a_step_that_cannot_be_shared_evenly_is_refused(tmp_path, monkeypatch):
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     settings = {"max_steps": 12, "objective": {"anchors": 0.5}}
     finish(start(tmp_path, tmp_path / "one", **settings))
     finish(start(tmp_path, tmp_path / "two", launcher, **settings))
