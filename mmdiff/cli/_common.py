@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
 CHUNK = 32  # pictures held in memory and decoded together
-RULES = ("accept", "cache", "order", "schedule", "stop")
+RULES = ("accept", "cache", "order", "preset", "schedule", "stop")
 
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="NAME", help="A built-in name or a checkpoint folder.")

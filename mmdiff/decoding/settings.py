@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmdiff.config import build, parse_value
+from mmdiff.config import build, parse_value, preset
 from mmdiff.errors import SettingError, nearest
 
 
@@ -104,21 +104,39 @@ VALUES = {name: name for name in ("threshold", "factor", "entropy_bound")}
 VALUES |= dict.fromkeys(("dynamic", "confident", "confident_origin"), "threshold")
 
 
+# What belongs to a request and its model; a preset leaves it as earlier layers said.
+REQUEST = ("max_new_tokens", "codes", "forbid", "late", "stop_ids", "seed", "trace")
+
+
 def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
-    """Settings from mappings, later ones winning; unknown names raise SettingError."""
+    """Settings from mappings, later ones winning; unknown names raise SettingError.
+
+    `preset: NAME` in a layer stands for `configs/decode/NAME.yaml`, a whole recipe: it takes the
+    place of earlier layers, but for what belongs to the request, and others beside it win.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged.update(layer)
-        name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
-        merged["accept"] = name
-        if name in VALUES and "value" in options:
-            merged[VALUES[name]] = options.pop("value")
-        if options:
-            raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
+        beside = dict(layer)
+        name = beside.pop("preset", None)
+        if name is not None:
+            merged = {key: value for key, value in merged.items() if key in REQUEST}
+            _add(merged, preset("decode", name))
+        _add(merged, beside)
     for name in ("seed", "forbid", "late", "stop_ids", "codes"):
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])
     return build(Decoding, merged, "decoding settings")
+
+
+def _add(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer on top; `accept=RULE:value=x` becomes the settings it stands for."""
+    merged.update(layer)
+    name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
+    merged["accept"] = name
+    if name in VALUES and "value" in options:
+        merged[VALUES[name]] = options.pop("value")
+    if options:
+        raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
 
 
 def parse_rule(text: str) -> tuple[str, dict[str, Any]]:
