@@ -7,7 +7,7 @@ cells that are not open.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -214,6 +214,8 @@ class Factor:
 class EntropyBound:
     """The cells of lowest entropy whose sum, the largest left out, stays within `entropy_bound`:
     an upper bound on what accepting them at once can lose (EB-Sampler, arXiv:2505.24857)."""
+
+    needs: ClassVar[dict[str, str]] = {"order": "entropy"}
 
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
         if settings.order != "entropy":

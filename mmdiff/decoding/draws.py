@@ -116,7 +116,7 @@ def sample(logits: Tensor, u: Tensor, top_p: float = 1.0, top_k: int = 0) -> Ten
 def _invert(weight: Tensor, u: Tensor) -> Tensor:
     """First index whose cumulative weight exceeds u times the total; never one of weight 0."""
     total = weight.cumsum(1, dtype=torch.float32)
-    goal = u.float() * total[:, -1]
-    index = torch.searchsorted(total, goal[:, None], right=True)[:, 0]
-    last = (weight > 0).long().mul(torch.arange(weight.shape[1], device=u.device)).amax(1)
-    return torch.minimum(index, last)
+    whole = total[:, -1]
+    # u times the total may round up to the total, which nothing exceeds.
+    goal = torch.minimum(u.float() * whole, whole.nextafter(torch.zeros_like(whole)))
+    return torch.searchsorted(total, goal[:, None], right=True)[:, 0]

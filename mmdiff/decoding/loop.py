@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,12 +41,15 @@ class Step:
 
 @dataclass
 class Filled:
-    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill."""
+    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill.
+    `seconds` of wall time; `inside` the model and passes over the vocabulary."""
 
     canvas: Canvas
     nfe: Tensor
     calls: int
     trace: list[Step] = field(default_factory=list)
+    seconds: float = 0.0
+    inside: float = 0.0
 
 
 def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) -> None:
@@ -125,12 +129,13 @@ def decode(
 ) -> Filled:
     """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one.
     `free` is what guidance compares with (Guided)."""
+    began = time.perf_counter()
     if model.config.block_size is not None and settings.block_length is None:
         settings = replace(settings, block_length=model.config.block_size)
     seed = torch.tensor(with_seed(settings, canvas.shape[0]), device=canvas.device)
     rules = Rules.of(model, canvas, settings, end_id, free)
     cache = rules.cache
-    filled = Filled(canvas, torch.zeros_like(seed), 0)
+    filled = Filled(canvas, torch.zeros_like(seed), 0, inside=time.perf_counter() - began)
     step = torch.zeros_like(seed[:1])
     rows = torch.arange(canvas.shape[0], device=canvas.device)
     live = canvas.select(rows)
@@ -147,17 +152,20 @@ def decode(
             rows, live, tokens = rows[index], live.select(index), tokens[index]
             cache.select(index)
         if len(rows) == 0:
-            filled.calls = cache.total
+            filled.calls, filled.seconds = cache.total, time.perf_counter() - began
             return filled
         is_open, wanted = open_cells(live), rules.remask.wants(live, rows)
         need = rules.draws.need(live, is_open | wanted | rules.stop.wants(live))
+        asked = time.perf_counter()
         logits = cache.score(live, need).float()
         logits[:, rules.forbidden] = float("-inf")
         draws = _draws(rules, live, need, seed[rows], step)
         proposal = propose(logits, draws, cooled(settings, step))
-        if bool(proposal.log_odds.isnan().any()):
+        order = rules.order(proposal, draws)
+        if bool(proposal.log_odds.isnan().any()):  # which waits for the device, too
             raise CheckpointError("the model's logits are not finite; load it with dtype=float32")
-        ranked = rules.order(proposal, draws) - LATER * torch.isin(proposal.tokens, rules.late)
+        filled.inside += time.perf_counter() - asked
+        ranked = order - LATER * torch.isin(proposal.tokens, rules.late)
         score = spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
         probability = spread(proposal.probability, need, 0.0)
         accept = rules.accept(score, probability, live, rows, draws)

@@ -29,10 +29,12 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
 
     Ranks like the probability but stays exact near 1, where probabilities tie.
     """
-    logits = logits.float()
-    own = logits.gather(1, tokens[:, None])
-    others = logits.scatter(1, tokens[:, None], float("-inf"))
-    return own[:, 0] - others.logsumexp(1)
+    logits, place = logits.float(), tokens[:, None]
+    own = logits.gather(1, place)
+    logits.scatter_(1, place, float("-inf"))  # and back: a copy would cost as much as the sum
+    others = logits.logsumexp(1)
+    logits.scatter_(1, place, own)
+    return own[:, 0] - others
 
 
 def propose(logits: Tensor, draws: Draws, settings: Decoding) -> Proposal:
