@@ -274,5 +274,6 @@ class Origin:
     ) -> Tensor:
         is_open = score > float("-inf")
         accept = torch.zeros_like(is_open)
-        accept[is_open] = draws.uniform() < origin_chance(draws.step, self.steps, self.eps)
+        own = draws.within(is_open)
+        accept[is_open] = own.uniform() < origin_chance(own.step, self.steps, self.eps)
         return accept

@@ -18,6 +18,12 @@ REMASK = [
     {"remask": name, **(ORIGIN if "remdm" in name else {"accept": "threshold:value=0.2"})}
     for name in REMASKS.names()
 ]
+# Rules that need more cells' logits than are open, with draws of the open ones.
+MIXED = [
+    {"accept": "origin", "stop": "sched"},
+    {"accept": "confident_origin", "remask": "revise"},
+    {"accept": "schedule", "order_temperature": 0.5, "remask": "revise"},
+]
 
 
 def rows_of(model):
@@ -26,7 +32,7 @@ def rows_of(model):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
-    "rule", ACCEPT + REMASK, ids=lambda rule: str(rule.get("remask") or rule["accept"])
+    "rule", ACCEPT + REMASK + MIXED, ids=lambda rule: str(rule.get("remask") or rule["accept"])
 )
 def test_every_rule(model, rule, temperature):
     settings = {"steps": 4, "block_length": 4, "temperature": temperature, "trace": True, **rule}
