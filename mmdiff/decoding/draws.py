@@ -8,7 +8,7 @@ in the order, dtype and shape of that project's code, so that its seeded runs ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,17 @@ class Draws:
         scaled = logits / settings.temperature
         return sample(scaled, u, settings.top_p, settings.top_k), logits
 
+    def within(self, cells: Tensor) -> Draws:
+        """The draws of these cells (b, L) alone, all among this step's K."""
+        if self.place is None:
+            return self
+        marked = cells[:, -self.shape[1] :].flatten()[self.place]
+        if bool(marked.all()):
+            return self
+        kept = (x[marked] for x in (self.seed, self.step, self.cell, self.place))
+        seed, step, cell, place = kept
+        return replace(self, seed=seed, step=step, cell=cell, place=place)
+
     def uniform(self) -> Tensor:
         """(K,) numbers for random orders."""
         return uniform(self.seed, self.step, self.cell, torch.ones_like(self.cell))
@@ -77,9 +88,10 @@ class Draws:
         """
         if temperature == 0:
             return top(score, counts)
-        u = uniform(self.seed, self.step, self.cell, torch.full_like(self.cell, 2))
-        noisy = score / temperature
         is_open = score > float("-inf")
+        own = self.within(is_open)
+        u = uniform(own.seed, own.step, own.cell, torch.full_like(own.cell, 2))
+        noisy = score / temperature
         noisy[is_open] -= (-u.log()).log().to(score)
         return top(noisy, counts)
 

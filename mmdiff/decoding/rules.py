@@ -6,7 +6,9 @@ from typing import Any
 
 from mmdiff.decoding.cache import CACHES
 from mmdiff.decoding.choose import ACCEPTS, ORDERS
+from mmdiff.decoding.length import LENGTHS
 from mmdiff.decoding.remask import REMASKS
+from mmdiff.decoding.speculate import SPECULATES
 from mmdiff.decoding.stop import STOPS
 from mmdiff.registry import Registry
 
@@ -15,6 +17,8 @@ RULES: dict[str, Registry[Any]] = {
     "order": ORDERS,
     "cache": CACHES,
     "remask": REMASKS,
+    "length": LENGTHS,
+    "speculate": SPECULATES,
     "stop": STOPS,
 }
 

@@ -10,9 +10,16 @@ from tests.decoding.helpers import REQUESTS, answers, batch, fill, make_row
 HOLES = ([True] * 6, [True, False] * 3, [False] * 4 + [True] * 2)
 # Rules of a block need the steps of several; few enough that a schedule takes more than one cell.
 SETTINGS = {"steps": 4, "block_length": 3}
-WHOLE = {"maskgit": {"block_length": None}}  # rules that have one block
+WHOLE = ("maskgit", "remdm_cap", "remdm_conf", "remdm_rescale")  # have one block
 TOGETHER = ("batch_block_end",)  # by definition rows of a batch wait for each other
-EVERY = [(setting, name) for setting, rules in RULES.items() for name in rules.names()]
+FEWER = ("freedave",)  # steps that need no call
+ELSEWHERE = ("grow",)  # takes no given cells, changes lengths: test_length.py
+EVERY = [
+    (setting, name)
+    for setting, rules in RULES.items()
+    for name in rules.names()
+    if name not in ELSEWHERE
+]
 
 
 def rows_of(model):
@@ -30,14 +37,21 @@ def decoded(model, *rows, rule, **settings):
 @pytest.mark.parametrize(("setting", "name"), EVERY, ids=[f"{s}={n}" for s, n in EVERY])
 def test_every_rule(model, setting, name, temperature):
     model.config.attention_layout = "block" if name == "block" else "prefix"
-    rule = named(setting, name) | WHOLE.get(name, {}) | {"temperature": temperature}
+    rule = named(setting, name) | {"temperature": temperature}
+    if name in WHOLE:
+        rule["block_length"] = None
     before = batch(model, *rows_of(model))
     made, fed = decoded(model, *rows_of(model), rule=rule, seed=(5, 6, 7))
 
     assert not made.canvas.masked.any()
     given = ~before.masked
     assert torch.equal(made.canvas.ids[given], before.ids[given])
-    assert made.nfe.tolist() == fed
+    if setting != "stop":  # some of which leave what lies behind an end as it is
+        assert not (made.canvas.ids[~given] == model.config.mask_token_id).any()
+    if name in FEWER:
+        assert 0 < int(made.nfe.sum()) <= sum(fed)
+    else:
+        assert made.nfe.tolist() == fed
     assert 0 < made.inside <= made.seconds
 
     again, _ = decoded(model, *rows_of(model), rule=rule, seed=(5, 6, 7))

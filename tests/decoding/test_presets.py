@@ -1,5 +1,7 @@
 """Presets: every shipped recipe decodes, explicit settings win, a recipe is whole."""
 
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
@@ -27,6 +29,8 @@ def test_every_preset_fills_a_caption(tiny, name):
     settings = make_decoding({"max_new_tokens": CELLS}, {"preset": name, "seed": 3})
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     head = HEADS.get("caption")()
+    if settings.length != "fixed":
+        settings = dataclasses.replace(settings, length="fixed")  # growing takes no given cells
     examples = [head.compose(tiny.processor, [picture], None) for picture in pictures]
     canvas = compose_canvas(tiny, tiny.processor, examples, CELLS)
     given = [canvas.prompt_length + cell for cell in GIVEN]
