@@ -143,28 +143,44 @@ def row_of(way: Way, results: list[Result], plain: Row | None) -> Row:
     )
 
 
+def front(rows: list[Row]) -> list[Row]:
+    """The rows that no row with as few calls equals in quality, by calls."""
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.nfe, -row.quality)):
+        if not best or row.quality > best[-1].quality:
+            best.append(row)
+    return best
+
+
 def plot(rows: list[Row], task: str, target: Path) -> None:
-    """Quality over backbone calls as a PNG, one point for each row with figures.
+    """Quality over backbone calls as a PNG: a point for each row with figures, the front by name.
 
     Raises MissingExtraError without matplotlib.
     """
     require("matplotlib", "plot", "a plot")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    rows = [row for row in rows if not row.error]
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if not row.error:
-            groups.setdefault(row.rule.partition("=")[0], []).append(row)
+        groups.setdefault(row.rule.partition("=")[0], []).append(row)
     for number, (group, members) in enumerate(groups.items()):
-        nfe, quality = [r.nfe for r in members], [100 * r.quality for r in members]
+        nfe, quality = [row.nfe for row in members], [100 * row.quality for row in members]
         axes.scatter(nfe, quality, s=24, color=f"C{number}", label=group, zorder=2)
-        for row, x, y in zip(members, nfe, quality, strict=True):
-            name = row.rule.partition("=")[2]
-            axes.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=6)
+    best = front(rows)
+    axes.step(
+        [row.nfe for row in best], [100 * row.quality for row in best], "k:", where="post", lw=1
+    )
+    for row in best:
+        place = (row.nfe, 100 * row.quality)
+        axes.annotate(row.rule, place, (5, -10), textcoords="offset points", fontsize=8)
     what = "wholly true captions (%)" if task == "caption" else "right answers (%)"
     axes.set(xlabel="backbone calls per answer (NFE)", ylabel=what)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(target, dpi=150)

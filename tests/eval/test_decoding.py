@@ -5,7 +5,7 @@ import pytest
 from mmdiff.config import shipped
 from mmdiff.decoding.rules import RULES, named
 from mmdiff.decoding.settings import make_decoding
-from mmdiff.eval.decoding import PLAIN, Way, row_of, ways
+from mmdiff.eval.decoding import PLAIN, Row, Way, front, row_of, ways
 from mmdiff.eval.tabletop import Result
 
 
@@ -44,3 +44,9 @@ def test_a_row_against_the_plain_one():
     assert row.change[0] == pytest.approx(0.5)
     assert (row.tokens_per_second, row.outside) == (32.0, 0.25)
     assert "results" not in row.figures() and "error" not in row.figures()
+
+
+def test_the_front_holds_what_nothing_beats():
+    figures = ((4, 0.5), (2, 0.5), (2, 0.4), (8, 0.9), (16, 0.9), (9, 0.7))
+    rows = [Row(f"{n}", {}, quality=q, nfe=n) for n, q in figures]
+    assert [(row.nfe, row.quality) for row in front(rows)] == [(2, 0.5), (8, 0.9)]
