@@ -1,6 +1,7 @@
 # make demo      caption a picture with the built-in model (PICTURE=path for your own)
 # make test      the test suite, no network needed;  make test-all adds the slow tests
-# make lint type bench oldest clean
+# make bench     measure the built-in model;  bench-decode every decoding rule, bench-speed the loop
+# make lint type oldest clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -9,7 +10,7 @@ WORKERS ?= 2
 OLDEST_TORCH ?= 2.9.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all bench lint type clean oldest
+.PHONY: demo test test-all bench bench-decode bench-speed lint type clean oldest
 
 .venv: .venv/.ok
 
@@ -32,6 +33,12 @@ test-all: .venv/.ok
 
 bench: .venv/.ok
 	env -u OMP_NUM_THREADS $(BIN)/mmdiff bench
+
+bench-decode: .venv/.ok
+	env -u OMP_NUM_THREADS $(BIN)/mmdiff bench decode --output runs/bench-decode
+
+bench-speed: .venv/.ok
+	$(BIN)/python -m tests.speed
 
 lint: .venv/.ok
 	$(BIN)/ruff check .

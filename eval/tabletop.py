@@ -21,6 +21,7 @@ from mmdiff.data.worlds.tabletop import (
 from mmdiff.data.worlds.tabletop_sets import SetItem, load_set
 
 if TYPE_CHECKING:
+    from mmdiff.heads.run import Generation
     from mmdiff.model import MMDiffModel
 
 Progress = Callable[[int], None] | None
@@ -28,7 +29,8 @@ Progress = Callable[[int], None] | None
 
 @dataclass(frozen=True)
 class Result:
-    """One judged answer. `nfe` and `length` (tokens up to the first end-of-text) are the row's."""
+    """One judged answer. `nfe` and `length` (tokens up to the first end-of-text) are the row's,
+    `outside` as in `Generation`."""
 
     kind: str
     correct: bool
@@ -37,6 +39,7 @@ class Result:
     seconds: float
     text: str
     wanted: str
+    outside: float = 0.0
 
 
 def answer_set(
@@ -61,9 +64,7 @@ def answer_set(
                 asked.append(qa)
         made = model.run("answer", inputs, batch_size=len(inputs), **decoding)
         results += [
-            Result(
-                qa.kind, vqa_ok(g.text, qa.answer), g.nfe, g.length, g.seconds, g.text, qa.answer
-            )
+            judged(g, qa.kind, vqa_ok(g.text, qa.answer), qa.answer)
             for g, qa in zip(made, asked, strict=True)
         ]
         if progress:
@@ -79,21 +80,18 @@ def caption_set(
     for chunk in _chunks(load_set("caption")[:limit], 32):
         pictures = [([render(item.scene)], None) for item in chunk]
         made = model.run("caption", pictures, batch_size=len(pictures), **decoding)
-        results += [
-            Result(
-                f"{len(item.scene.objects)} objects",
-                caption_ok(g.text, item.scene),
-                g.nfe,
-                g.length,
-                g.seconds,
-                g.text,
-                item.caption,
-            )
-            for g, item in zip(made, chunk, strict=True)
-        ]
+        for g, item in zip(made, chunk, strict=True):
+            kind, correct = f"{len(item.scene.objects)} objects", caption_ok(g.text, item.scene)
+            results.append(judged(g, kind, correct, item.caption))
         if progress:
             progress(len(chunk))
     return results
+
+
+def judged(made: Generation, kind: str, correct: bool, wanted: str) -> Result:
+    return Result(
+        kind, correct, made.nfe, made.length, made.seconds, made.text, wanted, made.outside
+    )
 
 
 def accuracy(results: Sequence[Result]) -> float:

@@ -31,6 +31,7 @@ class Generation:
     length: int  # tokens up to and including the first end-of-text
     # One entry per step: ids, masked, accepted and probability of the answer region.
     trace: list[dict[str, Any]] | None = None
+    outside: float = 0.0  # share of the decoding loop's wall time spent outside the model
 
     @property
     def tokens_per_forward(self) -> float:
@@ -80,6 +81,7 @@ def _fill(
             ids=ids,
             length=lengths[i],
             trace=row_trace(filled.trace, i, start) if settings.trace else None,
+            outside=1 - filled.inside / filled.seconds,
         )
         for i, ids in enumerate(answers.tolist())
     ]

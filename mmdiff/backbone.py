@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.errors import SettingError
@@ -72,6 +73,14 @@ class KeyValueCache:
 
     def get_mask_sizes(self, queries: int, layer: int = 0) -> tuple[int, int]:
         return self.stop, 0
+
+    def widen(self, length: int) -> None:
+        """Room for a canvas of `length` columns, where there is less."""
+        more = length - self.length
+        if more > 0:
+            self.length = length
+            for kept in (self.keys, self.values):
+                kept.update({i: F.pad(tensor, (0, 0, 0, more)) for i, tensor in kept.items()})
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows: finished ones leave the batch."""

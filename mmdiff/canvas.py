@@ -122,3 +122,16 @@ class Canvas:
         """Put `tokens` (B, L) into the accepted cells (B, L), which must be open ones."""
         self.ids = torch.where(accept, tokens, self.ids)
         self.masked = self.masked & ~accept
+
+
+def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) -> None:
+    """Number the answer cells' blocks 1, 2, ... from the left of the answer region, or, `aligned`,
+    all cells' from the left of the row (Canvas.align_blocks)."""
+    if block_length is None:
+        return
+    if aligned:
+        canvas.align_blocks(block_length)
+        return
+    answer = canvas.block > 0
+    offset = answer.long().cumsum(1) - 1
+    canvas.block = torch.where(answer, offset // block_length + 1, 0)

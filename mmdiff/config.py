@@ -236,6 +236,26 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise SettingError(f"{where}: not valid YAML ({error})") from error
 
 
+def shipped(kind: str) -> dict[str, Path]:
+    """Names and files of the YAML files in `configs/<kind>`."""
+    import mmdiff.configs
+
+    return {
+        path.stem: path
+        for folder in mmdiff.configs.__path__
+        for path in sorted(Path(folder, kind).glob("*.yaml"))
+    }
+
+
+def preset(kind: str, name: Any) -> dict[str, Any]:
+    """The settings of `configs/<kind>/<name>.yaml`; an unknown name is a SettingError."""
+    known = shipped(kind)
+    if str(name) not in known:
+        hint = nearest(str(name), known)
+        raise SettingError(f"preset {str(name)!r} is unknown.{hint} Known: {', '.join(known)}")
+    return read_yaml(known[str(name)])
+
+
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(positional, assignments): `name=value` is an assignment unless a file is called so."""
     positional: list[str] = []

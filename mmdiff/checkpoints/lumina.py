@@ -66,14 +66,7 @@ PICTURES = Pictures(
     row=picture_row,
     codec="amused",
     size=(1024, 1024),
-    decoding={
-        "steps": 64,
-        "accept": "maskgit",
-        "schedule": "cosine",
-        "temperature": 1.0,
-        "order_temperature": 1.0,
-        "cfg_scale": 4.0,
-    },
+    decoding={"preset": "lumina_image"},
 )
 FAMILIES.register("lumina")(
     Family(

@@ -137,14 +137,7 @@ PICTURES = Pictures(
     row=picture_row,
     codec="magvit",
     size=(512, 512),
-    decoding={
-        "steps": 15,
-        "accept": "maskgit",
-        "schedule": "cosine",
-        "temperature": 1.0,
-        "order_temperature": 1.0,
-        "cfg_scale": 3.5,
-    },
+    decoding={"preset": "mmada_image"},
 )
 FAMILIES.register("mmada")(
     Family(

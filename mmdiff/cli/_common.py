@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
 
 CHUNK = 32  # pictures held in memory and decoded together
-RULES = ("accept", "cache", "order", "schedule", "stop")
+RULES = ("accept", "cache", "order", "preset", "schedule", "stop")
 
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="NAME", help="A built-in name or a checkpoint folder.")
@@ -94,14 +94,18 @@ def check_rules(settings: Decoding) -> None:
     """Raise SettingError for a rule that does not exist, before anything else is read."""
     from mmdiff.decoding.cache import CACHES
     from mmdiff.decoding.choose import ACCEPTS, ORDERS, SCHEDULES
+    from mmdiff.decoding.length import LENGTHS
     from mmdiff.decoding.settings import check_name, parse_rule
+    from mmdiff.decoding.speculate import SPECULATES
     from mmdiff.decoding.stop import STOPS
 
-    ACCEPTS.get(settings.accept)
+    ACCEPTS.get(parse_rule(settings.accept)[0])
     ORDERS.get(settings.order)
     stop, options = parse_rule(settings.stop)
     STOPS.get(stop)(options)
     check_name("schedule", settings.schedule, SCHEDULES)
+    LENGTHS.get(parse_rule(settings.length)[0])
+    SPECULATES.get(parse_rule(settings.speculate)[0])
     if settings.cache != "auto":
         CACHES.get(parse_rule(settings.cache)[0])
 

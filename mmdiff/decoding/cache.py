@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class Cache(Protocol):
-    calls: int = 1  # of the backbone per step, for one row
+    calls: int | Tensor = 1  # of the backbone per step, for one row; (b,) where rows differ
     total: int = 0  # of the backbone so far; rows may need calls of their own
     start: int = 0  # first column that a step feeds
+    prompt_only: ClassVar[bool] = False  # keeps nothing of the answer between steps
     options: ClassVar[dict[str, float]] = {}  # with defaults; arguments of the class
 
     def __init__(
@@ -34,6 +36,13 @@ class Cache(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows."""
+
+    def view(self, rows: Tensor) -> Cache:
+        """The same of these rows (n,), some perhaps several times; this one stays as it is. Only
+        where `prompt_only`."""
+        made = copy.copy(self)
+        made.select(rows)
+        return made
 
 
 CACHES: Registry[type[Cache]] = Registry(
@@ -58,6 +67,8 @@ def cache_maker(model: MMDiffModel, settings: Decoding) -> Callable[[MMDiffModel
 class NoCache(Cache):
     """The whole canvas at every step; encoders still run once."""
 
+    prompt_only = True
+
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]
@@ -81,6 +92,8 @@ class PrefixCache(Cache):
     also keeps the hidden state of the last prompt cell, which scores the first answer cell.
     """
 
+    prompt_only = True
+
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
         self.start = canvas.prompt_length
@@ -91,6 +104,7 @@ class PrefixCache(Cache):
 
     def score(self, canvas: Canvas, need: Tensor) -> Tensor:
         self.total += 1
+        self.store.widen(canvas.shape[1])
         answer = self.model.get_input_embeddings()(canvas.ids[:, self.start :])
         hidden = self.model.hidden(canvas, answer, self.start, None, self.store)
         hidden = torch.cat([self.last, hidden], dim=1)
@@ -99,4 +113,5 @@ class PrefixCache(Cache):
 
     def select(self, rows: Tensor) -> None:
         self.last = self.last[rows]
+        self.store = copy.copy(self.store)  # others may hold it
         self.store.select(rows)

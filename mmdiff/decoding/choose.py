@@ -7,7 +7,7 @@ cells that are not open.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -68,7 +68,10 @@ def left_to_right(proposal: Proposal, draws: Draws) -> Tensor:
 
 
 class Accept(Protocol):
-    def __init__(self, settings: Decoding, canvas: Canvas) -> None: ...
+    """A rule with options of its own names them and their defaults in `options`; one with a method
+    `see` is given what the model said (Seen) before it is called."""
+
+    def __init__(self, settings: Decoding, canvas: Canvas, **options: Any) -> None: ...
 
     def __call__(
         self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
@@ -78,7 +81,8 @@ class Accept(Protocol):
 
 
 ACCEPTS: Registry[type[Accept]] = Registry(
-    "accept", modules=("mmdiff.decoding.maskgit", "mmdiff.decoding.confident")
+    "accept",
+    modules=tuple(f"mmdiff.decoding.{n}" for n in ("maskgit", "confident", "saber", "klass")),
 )
 
 
@@ -215,6 +219,8 @@ class EntropyBound:
     """The cells of lowest entropy whose sum, the largest left out, stays within `entropy_bound`:
     an upper bound on what accepting them at once can lose (EB-Sampler, arXiv:2505.24857)."""
 
+    needs: ClassVar[dict[str, str]] = {"order": "entropy"}
+
     def __init__(self, settings: Decoding, canvas: Canvas) -> None:
         if settings.order != "entropy":
             raise SettingError(
@@ -227,6 +233,26 @@ class EntropyBound:
         self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
     ) -> Tensor:
         return within_bound(-score, score > float("-inf"), self.bound)
+
+
+@ACCEPTS.register("entropy")
+class LowEntropy:
+    """Every cell of entropy `most` or less, and always the lowest one (dParallel,
+    arXiv:2509.26488)."""
+
+    options: ClassVar[dict[str, float]] = {"most": 0.5}
+    needs: ClassVar[dict[str, str]] = {"order": "entropy"}
+
+    def __init__(self, settings: Decoding, canvas: Canvas, most: float = 0.5) -> None:
+        if settings.order != "entropy" or not most >= 0:
+            raise SettingError("accept=entropy takes most=0 or more and goes with order=entropy")
+        self.most = most
+
+    def __call__(
+        self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
+    ) -> Tensor:
+        best = top(score, torch.ones_like(score[:, 0], dtype=torch.long))
+        return best | (-score <= self.most)
 
 
 def within_bound(entropy: Tensor, is_open: Tensor, bound: float) -> Tensor:
@@ -251,5 +277,6 @@ class Origin:
     ) -> Tensor:
         is_open = score > float("-inf")
         accept = torch.zeros_like(is_open)
-        accept[is_open] = draws.uniform() < origin_chance(draws.step, self.steps, self.eps)
+        own = draws.within(is_open)
+        accept[is_open] = own.uniform() < origin_chance(own.step, self.steps, self.eps)
         return accept

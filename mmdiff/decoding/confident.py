@@ -63,5 +63,7 @@ class ConfidentOrigin(Confident):
         is_open = score > float("-inf")
         chance = torch.tensor([c for _, c in shares], device=score.device)
         accept = torch.zeros_like(is_open)
-        accept[is_open] = draws.uniform() < chance[:, None].expand_as(is_open)[is_open]
+        accept[is_open] = (
+            draws.within(is_open).uniform() < chance[:, None].expand_as(is_open)[is_open]
+        )
         return accept

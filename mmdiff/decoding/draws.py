@@ -8,7 +8,7 @@ in the order, dtype and shape of that project's code, so that its seeded runs ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,17 @@ class Draws:
         scaled = logits / settings.temperature
         return sample(scaled, u, settings.top_p, settings.top_k), logits
 
+    def within(self, cells: Tensor) -> Draws:
+        """The draws of these cells (b, L) alone, all among this step's K."""
+        if self.place is None:
+            return self
+        marked = cells[:, -self.shape[1] :].flatten()[self.place]
+        if bool(marked.all()):
+            return self
+        kept = (x[marked] for x in (self.seed, self.step, self.cell, self.place))
+        seed, step, cell, place = kept
+        return replace(self, seed=seed, step=step, cell=cell, place=place)
+
     def uniform(self) -> Tensor:
         """(K,) numbers for random orders."""
         return uniform(self.seed, self.step, self.cell, torch.ones_like(self.cell))
@@ -77,9 +88,10 @@ class Draws:
         """
         if temperature == 0:
             return top(score, counts)
-        u = uniform(self.seed, self.step, self.cell, torch.full_like(self.cell, 2))
-        noisy = score / temperature
         is_open = score > float("-inf")
+        own = self.within(is_open)
+        u = uniform(own.seed, own.step, own.cell, torch.full_like(own.cell, 2))
+        noisy = score / temperature
         noisy[is_open] -= (-u.log()).log().to(score)
         return top(noisy, counts)
 
@@ -116,7 +128,7 @@ def sample(logits: Tensor, u: Tensor, top_p: float = 1.0, top_k: int = 0) -> Ten
 def _invert(weight: Tensor, u: Tensor) -> Tensor:
     """First index whose cumulative weight exceeds u times the total; never one of weight 0."""
     total = weight.cumsum(1, dtype=torch.float32)
-    goal = u.float() * total[:, -1]
-    index = torch.searchsorted(total, goal[:, None], right=True)[:, 0]
-    last = (weight > 0).long().mul(torch.arange(weight.shape[1], device=u.device)).amax(1)
-    return torch.minimum(index, last)
+    whole = total[:, -1]
+    # u times the total may round up to the total, which nothing exceeds.
+    goal = torch.minimum(u.float() * whole, whole.nextafter(torch.zeros_like(whole)))
+    return torch.searchsorted(total, goal[:, None], right=True)[:, 0]

@@ -25,6 +25,7 @@ class Guided:
     """
 
     calls = 2  # of the backbone per step
+    prompt_only = False
 
     def __init__(
         self,

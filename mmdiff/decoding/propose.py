@@ -29,10 +29,13 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
 
     Ranks like the probability but stays exact near 1, where probabilities tie.
     """
-    logits = logits.float()
-    own = logits.gather(1, tokens[:, None])
-    others = logits.scatter(1, tokens[:, None], float("-inf"))
-    return own[:, 0] - others.logsumexp(1)
+    logits, place = logits.float(), tokens[:, None]
+    own = logits.gather(1, place)
+    others = logits.scatter(1, place, float("-inf"))
+    peak = others.amax(1, keepdim=True)
+    peak = peak.masked_fill(peak.isinf(), 0)  # nothing else is possible
+    # In place: over a large vocabulary new tensors cost more than the sum.
+    return (own - peak)[:, 0] - others.sub_(peak).exp_().sum(1).log()
 
 
 def propose(logits: Tensor, draws: Draws, settings: Decoding) -> Proposal:

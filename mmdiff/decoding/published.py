@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import PrefixCache
 from mmdiff.decoding.draws import DRAWS, Draws
+from mmdiff.decoding.saber import PublishedSurer
 from mmdiff.decoding.settings import Decoding
 from mmdiff.diffusion.schedule import origin_chance
 from mmdiff.errors import SettingError
@@ -40,6 +42,17 @@ class LLaDA(Gumbel):
     def prepare(canvas: Canvas, settings: Decoding) -> None:
         if not bool(canvas.valid.all()):
             canvas.layout = "causal"
+
+
+@DRAWS.register("saber")
+class Saber(Gumbel):
+    """Saber's decoding: cells that are not open may be accepted too (PublishedSurer)."""
+
+    accepts: ClassVar[Mapping[str, Any]] = {"saber": PublishedSurer}
+
+    @staticmethod
+    def need(canvas: Canvas, need: Tensor) -> Tensor:
+        return canvas.valid
 
 
 @DRAWS.register("dream")

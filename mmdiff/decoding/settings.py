@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmdiff.config import build, parse_value
+from mmdiff.config import build, parse_value, preset
 from mmdiff.errors import SettingError, nearest
 
 
@@ -27,7 +27,7 @@ class Decoding:
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
     order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
     # schedule | threshold | factor | dynamic | confident | confident_origin | entropy_bound |
-    # origin | maskgit
+    # origin | maskgit | saber:n=2 | entropy:most=0.5 | klass:above=0.9,kl=0.01,history=2
     accept: str = "schedule"
     threshold: float = 0.9  # accept=threshold: from this probability on; dynamic, confident: above
     factor: float = 1.0  # of accept=factor
@@ -39,12 +39,16 @@ class Decoding:
     # auto (block or prefix where exact) | none | prefix | prefill | block | suffix | dual |
     # delayed | max_logit:ratio=0.9,warmup=0.3,refresh=5
     cache: str = "auto"
+    length: str = "fixed"  # fixed | grow:factor=8,end=0.5,keep=0.9,low=0.1,check=32,most=2048
+    speculate: str = "none"  # none | freedave:drafts=4
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     # (first id, how many): cells take these ids alone, image codes; None: text, no image codes
     codes: tuple[int, int] | None = None
     forbid: tuple[int, ...] = ()  # ids that no cell may take
     late: tuple[int, ...] = ()  # ids that are accepted only where nothing else is left
-    remask: str = "none"  # none | revise:top=1,start=1: what happens to decided cells
+    # what happens to decided cells: none | revise:top=1,start=1,above=0 | drop:least=1,share=8 |
+    # remdm_cap:eta=0.02,on=1 | remdm_rescale:eta=0.02,on=1 | remdm_conf:on=1
+    remask: str = "none"
     stop_ids: tuple[int, ...] = ()  # ids that end a text beside the model's end-of-text
     # end_of_text | cut | block | repeats:times=20 | batch_block_end | none |
     # stable:stability=,confidence= | prophet | sched | sched_cosine | sched_exponential
@@ -53,7 +57,7 @@ class Decoding:
     trace: bool = False  # keep every step
     # Behave as a published project's code, random draws included:
     # llada | dream | lavida_dream | fast_dllm | sdar | mmada | mmada_image | lumina |
-    # lumina_image | dimple | dimple_filtered
+    # lumina_image | dimple | dimple_filtered | saber
     compat: str | None = None
 
     def __post_init__(self) -> None:
@@ -104,21 +108,41 @@ VALUES = {name: name for name in ("threshold", "factor", "entropy_bound")}
 VALUES |= dict.fromkeys(("dynamic", "confident", "confident_origin"), "threshold")
 
 
+# What belongs to a request and its model; a preset leaves it as earlier layers said.
+REQUEST = ("max_new_tokens", "codes", "forbid", "late", "stop_ids", "seed", "trace")
+
+
 def make_decoding(*layers: Mapping[str, Any]) -> Decoding:
-    """Settings from mappings, later ones winning; unknown names raise SettingError."""
+    """Settings from mappings, later ones winning; unknown names raise SettingError.
+
+    `preset: NAME` in a layer stands for `configs/decode/NAME.yaml`, a whole recipe: it takes the
+    place of earlier layers, but for what belongs to the request, and others beside it win.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged.update(layer)
-        name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
-        merged["accept"] = name
-        if name in VALUES and "value" in options:
-            merged[VALUES[name]] = options.pop("value")
-        if options:
-            raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
+        beside = dict(layer)
+        name = beside.pop("preset", None)
+        if name is not None:
+            merged = {key: value for key, value in merged.items() if key in REQUEST}
+            _add(merged, preset("decode", name))
+        _add(merged, beside)
     for name in ("seed", "forbid", "late", "stop_ids", "codes"):
         if isinstance(merged.get(name), list):
             merged[name] = tuple(merged[name])
     return build(Decoding, merged, "decoding settings")
+
+
+def _add(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer on top; `accept=RULE:value=x` becomes the settings it stands for."""
+    merged.update(layer)
+    name, options = parse_rule(str(merged.get("accept", Decoding.accept)))
+    merged["accept"] = name
+    if name in VALUES and "value" in options:
+        merged[VALUES[name]] = options.pop("value")
+    if options and (name in VALUES or "value" in options):
+        raise SettingError(f"accept={name} has no option {next(iter(options))!r}")
+    if options:  # the rule's own, which it checks itself
+        merged["accept"] += ":" + ",".join(f"{k}={v}" for k, v in options.items())
 
 
 def parse_rule(text: str) -> tuple[str, dict[str, Any]]:
@@ -143,6 +167,13 @@ def with_options(
         if not isinstance(value, int | float):
             raise SettingError(f"{rule}: {name}={value!r} is not a number")
     return {**known, **given}
+
+
+def whole(name: str, value: float, least: int = 1) -> int:
+    """`value` as an int. Raises SettingError where it is none, or below `least`."""
+    if value != int(value) or value < least:
+        raise SettingError(f"{name}={value} must be a whole number, at least {least}")
+    return int(value)
 
 
 def with_seed(settings: Decoding, rows: int) -> list[int]:

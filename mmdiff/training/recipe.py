@@ -6,11 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from mmdiff.config import read_yaml
-from mmdiff.errors import SettingError, nearest
+from mmdiff.config import preset
+from mmdiff.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -108,13 +107,8 @@ class Objective:
             written = {"preset": written}
         if not isinstance(written, Mapping) or "preset" not in written:
             return written
-        name = str(written["preset"])
-        known = presets()
-        if name not in known:
-            hint = nearest(name, known)
-            raise SettingError(f"preset {name!r} is unknown.{hint} Known: {', '.join(known)}")
         rest = {key: value for key, value in written.items() if key != "preset"}
-        return {**read_yaml(known[name]), **rest}
+        return {**preset("objective", written["preset"]), **rest}
 
 
 # What each compat name changes needs this setting.
@@ -126,17 +120,6 @@ COMPAT = (
     ("mdlm", "weight", "elbo"),
     ("rediff", "denominator", "group"),
 )
-
-
-def presets() -> dict[str, Path]:
-    """Names and files of the shipped objectives."""
-    import mmdiff.configs
-
-    return {
-        path.stem: path
-        for folder in mmdiff.configs.__path__
-        for path in sorted(Path(folder, "objective").glob("*.yaml"))
-    }
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mmdiff.cli.train import read_recipe
-from mmdiff.config import build, to_dict
+from mmdiff.config import build, shipped, to_dict
 from mmdiff.data.tabletop_source import Tabletop
 from mmdiff.diffusion.arrange import paired, with_context
 from mmdiff.diffusion.schedule import mask_probability, uniform
@@ -17,7 +17,7 @@ from mmdiff.errors import SettingError
 from mmdiff.processing import collate, packed_row, prompt_row
 from mmdiff.training.batches import Batch, Batches, plain_ids, with_noise
 from mmdiff.training.objective import batch_loss, noised
-from mmdiff.training.recipe import Objective, Recipe, presets
+from mmdiff.training.recipe import Objective, Recipe
 from tests.helpers import NEW_MODEL
 
 MASK, VOCABULARY = 0, 12
@@ -65,7 +65,7 @@ def batch_of(rule, canvas, time=0.6, draw=None):
 
 
 def test_the_presets_are_different_objectives():
-    made = {name: objective(name) for name in presets()}
+    made = {name: objective(name) for name in shipped("objective")}
     assert {"lavida", "llada", "llada_v", "dimple", "mdlm", "bd3", "efficient_dlm", "dream",
             "rediff", "dllm"} <= set(made)  # fmt: skip
     assert len({tuple(to_dict(rule).items()) for rule in made.values()}) == len(made)
@@ -115,7 +115,7 @@ def test_settings_that_contradict_each_other(settings, text):
 # Rows in which nothing is left to learn
 
 
-@pytest.mark.parametrize("name", sorted(presets()))
+@pytest.mark.parametrize("name", sorted(shipped("objective")))
 @pytest.mark.parametrize(
     ("time", "draw"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.5, None)]
 )
@@ -130,7 +130,7 @@ def test_every_preset_is_finite_when_all_or_none_is_masked(name, time, draw):
     assert bool(torch.isfinite(model.logits.grad).all())
 
 
-@pytest.mark.parametrize("name", sorted(presets()))
+@pytest.mark.parametrize("name", sorted(shipped("objective")))
 def test_rows_of_padding_count_for_nothing(name):
     rule = objective(name)
     canvas = canvas_of()

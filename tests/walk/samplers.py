@@ -21,6 +21,14 @@ from mmdiff.diffusion.schedule import reveal_counts
 from mmdiff.raw_ids import canvas_from_ids, extend_canvas
 from tests.walk.core import Entry, Json, NotSupported
 
+GROW = {
+    "factor": "expansion_factor",
+    "end": "eos_confidence_threshold",
+    "keep": "expand_eos_confidence_threshold",
+    "low": "low_conf_threshold",
+    "check": "eos_check_tokens",
+    "most": "max_gen_length",
+}
 CACHES = {"plain": "none", "prefix": "suffix", "dual": "dual"}
 
 
@@ -50,6 +58,14 @@ def settings_of(case: Json) -> Json:
         options |= args["early_exit_thresholds"]
         made |= {"steps": args["steps"]}
         made["stop"] = "prophet:" + ",".join(f"{k}={v}" for k, v in options.items())
+    elif family == "saber":
+        n = args["n"]
+        made |= {"accept": f"saber:n={n}", "remask": f"drop:least={n // 2}", "compat": "saber"}
+    elif family == "daedal":
+        grow = {ours: args[theirs] for ours, theirs in GROW.items()}
+        made |= {"max_new_tokens": args["initial_gen_length"], "compat": "llada"}
+        made |= {"accept": "threshold", "threshold": args["high_conf_threshold"]}
+        made["length"] = "grow:" + ",".join(f"{k}={v}" for k, v in grow.items())
     else:
         raise NotSupported(f"{family} is not there yet")
     return made
@@ -78,7 +94,8 @@ def run(model: Any, case: Json, settings: Json) -> tuple[Any, list[list[int]]]:
     model_file.run_decoder = noting
     try:
         canvas = extend_canvas(canvas_from_ids(model, prompt), holes, model.config.mask_token_id)
-        return decode(model, canvas, make_decoding({"trace": True}, settings), None), shapes
+        end_id = (case.get("peer_reported") or {}).get("eos_token_id")  # of growing answers
+        return decode(model, canvas, make_decoding({"trace": True}, settings), end_id), shapes
     finally:
         model_file.run_decoder = plain
 
@@ -100,16 +117,15 @@ def compare_case(entry: Entry, model: Any, case: Json, name: str) -> None:
     filled, shapes = run(model, case, settings)
     rows, tokens = len(case["prompt"]), filled.canvas.ids.tolist()
     masked = filled.canvas.writable
-    wrong = {
-        "tokens": tokens != case["tokens"],
-        "unmasked_by_call": decided_by(filled, masked) != case["unmasked_by_call"],
-    }
+    wrong = {"tokens": tokens != case["tokens"]}
+    if "length" not in settings:
+        wrong["unmasked_by_call"] = decided_by(filled, masked) != case["unmasked_by_call"]
     if settings.get("cfg_scale"):  # the published code stacks both halves of a guided call
         shapes = [[2 * b, n] for b, n in shapes[::2]]
     if rows == 1:
         wrong["call_shapes"] = shapes != case["call_shapes"]
         wrong["nfe"] = len(shapes) != case["nfe"]
-    elif wrong["unmasked_by_call"]:
+    elif wrong.get("unmasked_by_call"):
         # Published rows wait for each other at block ends; ours take the calls they need.
         needed = [len(set(row) - {-1}) for row in case["unmasked_by_call"]]
         wrong["unmasked_by_call"] = False
