@@ -75,10 +75,20 @@ def read_recipe(name: str, over: dict[str, Any]) -> Recipe:
     from mmdiff.training.recipe import Recipe
 
     path = find_recipe(name)
+    return build(Recipe, merge(_written(path), over), str(path))
+
+
+def _written(path: Path, depth: int = 0) -> dict[str, Any]:
+    """A recipe file's settings, in place of those of the recipe that it is `like`."""
     written = read_yaml(path)
-    if isinstance(written.get("objective"), str):  # so that `over` may change one of its settings
+    if isinstance(written.get("objective"), str):  # so that others may change one of its settings
         written["objective"] = {"preset": written["objective"]}
-    return build(Recipe, merge(written, over), str(path))
+    base = written.pop("like", None)
+    if base is None:
+        return written
+    if depth > 8:
+        raise SettingError(f"{path}: its recipes are like each other in a circle")
+    return merge(_written(find_recipe(str(base)), depth + 1), written)
 
 
 def find_recipe(name: str) -> Path:

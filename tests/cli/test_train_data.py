@@ -42,6 +42,24 @@ def test_the_shipped_recipe(run, folder, checkpoint, tmp_path):
     assert run("answer", picture, "what is it?", "--model", output, "max_new_tokens=4").code == 0
 
 
+@pytest.mark.parametrize("name", ["llava_lora", "stage1_projector", "stage2_full"])
+def test_recipes_like_it(run, folder, checkpoint, tmp_path, name):
+    output = tmp_path / "run"
+    start = ["train", name, f"data={folder}", f"model={checkpoint}", f"output={output}"]
+    done = run(*start, *SHORT)
+    assert done.code == 0, done.err
+    picture = folder / "images" / "a.png"
+    assert run("answer", picture, "what is it?", "--model", output, "max_new_tokens=4").code == 0
+    assert (output / "adapter_config.json").is_file() == (name == "llava_lora")
+
+
+def test_recipes_like_each_other_are_refused(run, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"like: {tmp_path / 'a.yaml'}")
+    done = run("train", tmp_path / "a.yaml")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "like each other in a circle" in done.err
+
+
 def test_bad_rows_stop_or_are_left_out(run, folder, checkpoint, tmp_path):
     path = folder / "train.json"
     rows = json.loads(path.read_text())
