@@ -44,6 +44,6 @@ class Tabletop:
             rng = stream("tabletop words", seed, index)
             scene = tabletop.sample_scene(rng)
             yield tabletop.captions(scene, rng)
-            for qa in tabletop.questions(scene, rng, 6, kinds=tabletop.TRAINING_KINDS):
+            for qa in tabletop.questions(scene, rng, 4):
                 yield qa.question
                 yield qa.answer

@@ -55,6 +55,8 @@ def short(command):
 def needed(command):
     """The training commands before this one whose folder it reads."""
     before = [c for c in COMMANDS[: COMMANDS.index(command)] if c.startswith("train")]
+    if command.startswith("train tiny"):
+        return [c for c in before if c.startswith("train tiny")]
     mine = "runs/mine" in command
     return [c for c in before if mine and "runs/mine" in c and "--resume" not in c]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mmdiff.data.worlds.tabletop_draw import render
-from mmdiff.data.worlds.tabletop_questions import KINDS, QA, TRAINING_KINDS, questions
+from mmdiff.data.worlds.tabletop_questions import KINDS, QA, questions
 from mmdiff.data.worlds.tabletop_sample import sample_scene
 from mmdiff.data.worlds.tabletop_score import caption_ok, parse_caption, vqa_ok
 from mmdiff.data.worlds.tabletop_spec import (
@@ -35,7 +35,6 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "TEXTURES",
-    "TRAINING_KINDS",
     "Obj",
     "Scene",
     "TrainingExample",
@@ -69,8 +68,7 @@ def training_example(index: int, seed: int, questions: int) -> TrainingExample:
     rng = stream("tabletop train", seed, index)
     scene = sample_scene(rng)
     caption = captions(scene, rng)
-    qas = _questions(scene, rng, questions, kinds=TRAINING_KINDS)
-    return TrainingExample(render(scene), caption, qas, scene)
+    return TrainingExample(render(scene), caption, _questions(scene, rng, questions), scene)
 
 
 _questions = questions  # the argument of training_example has the same name

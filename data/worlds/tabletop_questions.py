@@ -27,14 +27,11 @@ from mmdiff.data.worlds.tabletop_spec import (
 from mmdiff.data.worlds.tabletop_text import plural, with_article
 
 KINDS = ("count", "colour", "shape", "existence", "comparison", "relation", "attribute")
-# What a model learns from, each as often as it is named; no test set asks for sides and places,
-# but their answers say more about where things stand than the yes and no of relations.
-TRAINING_KINDS = (*KINDS, "relation", "side", "side", "place")
 
 
 @dataclass(frozen=True)
 class QA:
-    """A question of one of the `TRAINING_KINDS` with its only right answer."""
+    """A question of one of the `KINDS` with its only right answer."""
 
     kind: str
     question: str
@@ -363,36 +360,6 @@ def _which(scene: Scene, rng: random.Random, first: Obj, second: Obj) -> tuple[s
     return f"which is {word}, {a} or {b}?", answer.shape
 
 
-_FROM = ("where is {a} from {b}?", "where is {a}, seen from {b}?", "on which side of {b} is {a}?")
-_WHERE = ("where is {}?", "where do you see {}?", "in which part of the picture is {}?")
-
-
-def _side(scene: Scene, rng: random.Random, focus: Obj | None) -> tuple[str, str] | None:
-    """Left, right, above or below, whichever is clearly the longer way."""
-    for first in [focus] if focus else shuffled(rng, scene.objects):
-        for second in shuffled(rng, scene.objects):
-            x, y = first.x - second.x, first.y - second.y
-            if abs(abs(x) - abs(y)) < MARGIN:
-                continue
-            a, b = (refer(scene, obj, rng, "place") for obj in (first, second))
-            if a and b:
-                sides = ("left", "right") if abs(x) > abs(y) else ("above", "below")
-                return pick(rng, _FROM).format(a=a, b=b), sides[max(x, y, key=abs) > 0]
-    return None
-
-
-def _place(scene: Scene, rng: random.Random, focus: Obj | None) -> tuple[str, str] | None:
-    """The third of the height and of the width that an object has its centre in."""
-    for obj in [focus] if focus else shuffled(rng, scene.objects):
-        clear = all(abs(v - edge / 3) >= MARGIN / 3 for v in (obj.x, obj.y) for edge in (1, 2))
-        words = refer(scene, obj, rng, "place") if clear else None
-        if words:
-            row = ("top", "", "bottom")[int(obj.y * 3)]
-            column = ("left", "", "right")[int(obj.x * 3)]
-            return pick(rng, _WHERE).format(words), f"{row} {column}".strip() or "middle"
-    return None
-
-
 _MAKERS: dict[str, Maker] = {
     "count": _count,
     "colour": _colour,
@@ -401,6 +368,4 @@ _MAKERS: dict[str, Maker] = {
     "comparison": _comparison,
     "relation": _relation,
     "attribute": _attribute,
-    "side": _side,
-    "place": _place,
 }

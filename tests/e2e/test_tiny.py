@@ -25,9 +25,12 @@ def test_size():
     assert sum(path.stat().st_size for path in FOLDER.rglob("*")) <= 12_000_000
 
 
-def test_it_was_made_by_the_shipped_recipe():
-    recipe = to_dict(build(Recipe, read_yaml(ROOT / "configs" / "train" / "tiny.yaml")))
-    made_by = to_dict(build(Recipe, json.loads((FOLDER / "recipe.json").read_text())))
+@pytest.mark.parametrize(
+    ("name", "file"), [("tiny", "recipe_1.json"), ("tiny_captions", "recipe_2.json")]
+)
+def test_it_was_made_by_the_shipped_recipes(name, file):
+    recipe = to_dict(build(Recipe, read_yaml(ROOT / "configs" / "train" / f"{name}.yaml")))
+    made_by = to_dict(build(Recipe, json.loads((FOLDER / file).read_text())))
     assert made_by == recipe
 
 
