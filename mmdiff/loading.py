@@ -53,6 +53,16 @@ def resolve(name: str | Path, download: bool = False) -> Path:
     )
 
 
+def base_folder(folder: Path, depth: int = 0) -> Path:
+    """The folder of the whole model that `folder` holds adapters for, or `folder` itself."""
+    base = adapters.base_of(folder)
+    if base is None:
+        return folder
+    if depth > 8:
+        raise CheckpointError(f"{folder}: its adapters are for each other in a circle")
+    return base_folder(resolve(base), depth + 1)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json; neither torch nor the weights are loaded."""
     try:
@@ -80,6 +90,7 @@ def decoding_of(folder: Path, given: Mapping[str, Any], defaults: Mapping[str, A
     weights left alone. Raises SettingError for what the model has not."""
     from mmdiff.decoding.settings import make_decoding
 
+    folder = base_folder(folder)
     if native := find_native(read_config(folder)):
         return native.check(folder, given, defaults)
     return make_decoding(defaults, model_config(folder)[1].decoding, given)

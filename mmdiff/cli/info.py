@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmdiff import adapters
 from mmdiff.checkpoints import hub
 from mmdiff.checkpoints.base import find_native
 from mmdiff.cli._common import JsonOption, say_json
 from mmdiff.errors import CheckpointError
-from mmdiff.loading import DEFAULT, model_config, read_config, resolve
+from mmdiff.loading import DEFAULT, base_folder, model_config, read_config, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,10 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's parts, sizes and defaults, without loading its weights."""
-    facts = {"model": model, **describe(resolve(model))}
+    folder = resolve(model)
+    facts = {"model": model, **describe(base_folder(folder))}
+    if base := adapters.base_of(folder):
+        facts["adapters_for"] = base
     if as_json:
         say_json(facts)
     else:
@@ -126,6 +130,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         picture = f"{shape} -> {most}{facts['tokens_per_picture']} tokens"
     return [
         ("model", facts["model"]),
+        *([("adapters for", facts["adapters_for"])] if "adapters_for" in facts else []),
         ("family", facts["family"]),
         *([("revision", facts["revision"])] if facts["revision"] else []),
         ("parameters", millions(facts["parameters"]["total"])),

@@ -3,9 +3,7 @@
 import pytest
 import yaml
 
-from mmdiff.cli.train import find_recipe
-from mmdiff.config import build, read_yaml
-from mmdiff.training.recipe import Recipe
+from mmdiff.cli.train import find_recipe, read_recipe
 from tests.helpers import NEW_MODEL
 
 RECIPE = {
@@ -99,4 +97,4 @@ def test_an_unknown_recipe_names_the_nearest(run):
 def test_every_shipped_recipe_is_valid():
     folder = find_recipe("tiny").parent
     for path in folder.glob("*.yaml"):
-        build(Recipe, read_yaml(path), str(path))
+        assert read_recipe(str(path), {}).max_steps > 0

@@ -51,6 +51,8 @@ def test_recipes_like_it(run, folder, checkpoint, tmp_path, name):
     picture = folder / "images" / "a.png"
     assert run("answer", picture, "what is it?", "--model", output, "max_new_tokens=4").code == 0
     assert (output / "adapter_config.json").is_file() == (name == "llava_lora")
+    facts = run("info", output, "--json").rows[0]
+    assert facts.get("adapters_for") == (str(checkpoint) if name == "llava_lora" else None)
 
 
 def test_recipes_like_each_other_are_refused(run, tmp_path):

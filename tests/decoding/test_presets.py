@@ -82,5 +82,5 @@ def test_a_preset_by_name_in_python(tiny):
     named = tiny.caption(picture, preset="fast_dllm", max_new_tokens=CELLS)
     spelled = tiny.caption(picture, **preset("decode", "fast_dllm"), max_new_tokens=CELLS)
     assert (named.text, named.nfe) == (spelled.text, spelled.nfe)
-    with pytest.raises(SettingError, match="Known: .*fast_dllm"):
+    with pytest.raises(SettingError, match=r"Known: .*fast_dllm"):
         tiny.caption(picture, preset="none at all")

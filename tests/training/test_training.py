@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_names_its_samples(tmp_path, monkeypatch, bad)
 
     rows = []
     monkeypatch.setattr(loop, "task_loss", broken)
-    with pytest.raises(TrainingError, match=r"at step 2; lower lr or check these samples: .*4, .*5$"):
+    with pytest.raises(TrainingError, match=r"at step 2; lower lr or check .* scene 4, scene 5$"):
         Trainer(recipe(tmp_path / "run", validate_every=9)).run(rows.append)
     assert len(logged(tmp_path / "run")) == 2
 

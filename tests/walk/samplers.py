@@ -94,7 +94,8 @@ def run(model: Any, case: Json, settings: Json) -> tuple[Any, list[list[int]]]:
     model_file.run_decoder = noting
     try:
         canvas = extend_canvas(canvas_from_ids(model, prompt), holes, model.config.mask_token_id)
-        end_id = (case.get("peer_reported") or {}).get("eos_token_id")  # of growing answers
+        reported = case.get("peer_reported")
+        end_id = reported.get("eos_token_id") if isinstance(reported, dict) else None  # of DAEDAL
         return decode(model, canvas, make_decoding({"trace": True}, settings), end_id), shapes
     finally:
         model_file.run_decoder = plain
