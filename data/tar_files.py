@@ -37,7 +37,7 @@ class Tar:
                     listed = list(members)
                     first, end = listed[0].offset, listed[-1].name
                     yield Found(first, key, _sample_or_fault(tar, listed), first / size)
-                    tar.members = []  # tarfile remembers every member it has read
+                    tar.members = []  # type: ignore[attr-defined]  # it keeps every member
                 _check_end(tar)
         except tarfile.TarError as error:
             if end is None:

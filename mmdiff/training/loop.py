@@ -203,15 +203,15 @@ class Trainer:
         counts = torch.stack([task.totals for task in tasks]).sum(0)
         counts = accelerator.reduce(torch.cat([counts, counts.new_tensor([self._stop])]))
         self._stop = bool(counts[-1])  # all processes end behind the same step
-        loss = torch.zeros((), device=self.device)
+        shares = torch.zeros((), device=self.device)
         for number, task in enumerate(tasks):
             last = number == len(tasks) - 1
             # Processes exchange their gradients in the last part, and take the mean of them.
             with nullcontext() if last else accelerator.no_sync(self.loss):
                 share = self.loss(task, counts[:-1])
                 accelerator.backward(share * accelerator.num_processes)
-            loss += share.detach()
-        loss = float(accelerator.reduce(loss))
+            shares += share.detach()
+        loss = float(accelerator.reduce(shares))
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip))
         if not math.isfinite(loss) or not math.isfinite(norm):
             first, seed = self.step * recipe.batch_size, recipe.seed
