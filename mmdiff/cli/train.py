@@ -49,6 +49,8 @@ def train(
         over["resume"] = True
     made = read_recipe(recipe, over)
     summary = run(made, as_json)
+    if summary is None:
+        return
     if as_json:
         say_json({"summary": summary})
     else:
@@ -111,8 +113,9 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def run(recipe: Recipe, as_json: bool) -> dict[str, Any]:
-    """Train with progress on stderr; returns the figures of the last step."""
+def run(recipe: Recipe, as_json: bool) -> dict[str, Any] | None:
+    """Train with progress on stderr; returns the figures of the last step. Of several processes one
+    speaks, and the others return None."""
     from transformers.utils import logging
 
     from mmdiff.data.recorded import Divided
@@ -122,6 +125,9 @@ def run(recipe: Recipe, as_json: bool) -> dict[str, Any]:
     logging.disable_progress_bar()
     open_source(recipe, watch=show_rows)
     trainer = prepare(Trainer, recipe)
+    if not trainer.accelerator.is_main_process:
+        trainer.run()
+        return None
     if isinstance(trainer.source, Divided):
         for text in trainer.source.left_out:
             print(f"mmdiff: note: {text}", file=sys.stderr)
