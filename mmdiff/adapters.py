@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.errors import CheckpointError, MissingExtraError
+from mmdiff.errors import CheckpointError, require
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +25,7 @@ WHOLE = "trained_modules.safetensors"
 
 
 def peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise MissingExtraError('adapters need peft: pip install "mmdiff[lora]"') from None
-    return peft
+    return require("peft", "lora", "a LoRA adapter")
 
 
 def inject(model: MMDiffModel, lora: Lora) -> None:

@@ -111,6 +111,10 @@ class Canvas:
         late = self.block.max() + 1
         return torch.where(self.masked, self.block, late).amin(1, keepdim=True)
 
+    def open_cells(self) -> Tensor:
+        """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
+        return self.masked & (self.block == self.open_block())
+
     def align_blocks(self, length: int) -> None:
         """Number blocks of `length` cells from each row's first cell on: that of the first answer
         cell, which the prompt's tail may begin, is 1, and the prompt's others are 0, -1, ..."""

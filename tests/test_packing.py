@@ -34,7 +34,7 @@ def packed_and_separate(model, copies):
     made = []
     image_id, seed = model.processor.image_token_id, 3
     for pictures in (1, 2):
-        rows = [pack(pairs(model), image_id, copies, 500, [n]) for n in range(pictures)]
+        rows = [pack(pairs(model), image_id, copies, 500, [n])[0] for n in range(pictures)]
         split = []
         for n in range(pictures):
             split += separate_prefix(pairs(model), copies, n, 1 + model.image_tokens)
@@ -65,7 +65,9 @@ def test_a_packed_row_equals_separate_rows(model, layout, weight, copies):
 def test_a_row_in_parts_has_the_loss_and_gradients_of_separate_rows(model, parts):
     """Through the attention that skips what lies between the parts, and through sdpa."""
     image_id, front = model.processor.image_token_id, 1 + model.image_tokens
-    rows = [pack(pairs(model), image_id, 2, front + parts * 17, [n], parts=parts) for n in range(2)]
+    rows = [
+        pack(pairs(model), image_id, 2, front + parts * 17, [n], parts=parts)[0] for n in range(2)
+    ]
     split = [row for n in range(2) for row in separate_prefix(pairs(model), 2, n, front)]
     for row in split:  # turns 1 and 3 share a part, a filling follows, then turn 2
         row.segment = [{0: 0, 1: 1, 2: 4, 3: 2}[number] for number in row.segment]
@@ -92,7 +94,7 @@ def test_parts_too_small_for_a_turn_and_rows_of_unlike_pictures_are_refused(mode
     image_id, front = model.processor.image_token_id, 1 + model.image_tokens
     with pytest.raises(TrainingError, match="raise row_cells or lower row_parts"):
         pack(pairs(model), image_id, 2, front + 20, [0], parts=2)
-    rows = [pack(pairs(model), image_id, 2, front + 26, [n], parts=2) for n in range(2)]
+    rows = [pack(pairs(model), image_id, 2, front + 26, [n], parts=2)[0] for n in range(2)]
     rows[1].segment[front] = 0
     with pytest.raises(TrainingError, match="pictures of one size"):
         parts_of(rows, 2)
@@ -129,7 +131,7 @@ def test_a_head_composes_what_training_packed(model):
     picture = Image.new("RGB", (32, 32), "teal")
     turns = tuple(Turn(q, "a red circle", 8) for q in ("how many?", "is there a blue square?"))
     pairs = encode_turns(Sample(0, (picture,), turns), processor, 0)
-    row = pack(pairs, processor.image_token_id, 1, 500, [0])
+    row, _left = pack(pairs, processor.image_token_id, 1, 500, [0])
     row.ids = [processor.mask_id if w else i for i, w in zip(row.ids, row.writable, strict=True)]
     canvas = collate([row], 1, processor.pixels([picture]), processor.image_token_id)
     trained = model.score(canvas, canvas.writable).split([len(a) for _, a in pairs])

@@ -10,7 +10,7 @@ import typer
 
 from mmdiff.cli._common import JsonOption, say, say_json
 from mmdiff.cli._progress import Progress, show_rows
-from mmdiff.config import build, merge, parse_assignments, read_yaml, split_arguments
+from mmdiff.config import build, merge, parse_assignments, read_yaml, shipped, split_arguments
 from mmdiff.errors import (
     InputError,
     MissingExtraError,
@@ -95,21 +95,14 @@ def _written(path: Path, depth: int = 0) -> dict[str, Any]:
 
 def find_recipe(name: str) -> Path:
     """A file as it is, or a shipped recipe by name; SettingError with the nearest names."""
-    import mmdiff.configs
-
     if Path(name).is_file():
         return Path(name)
-    shipped = {
-        path.stem: path
-        for folder in mmdiff.configs.__path__
-        for path in sorted(Path(folder, "train").glob("*.yaml"))
-    }
-    if name in shipped:
-        return shipped[name]
-    hint = nearest(Path(name).stem, shipped)
+    known = shipped("train")
+    if name in known:
+        return known[name]
+    hint = nearest(Path(name).stem, known)
     raise SettingError(
-        f"recipe {name!r} is neither a file nor a shipped recipe.{hint} "
-        f"Shipped: {', '.join(shipped)}"
+        f"recipe {name!r} is neither a file nor a shipped recipe.{hint} Shipped: {', '.join(known)}"
     )
 
 

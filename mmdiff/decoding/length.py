@@ -111,7 +111,7 @@ class Grow:
                 )
 
     def need(self, canvas: Canvas, need: Tensor) -> Tensor:
-        self.open = canvas.masked & (canvas.block == canvas.open_block())
+        self.open = canvas.open_cells()
         return need | canvas.writable
 
     def hold(self, accept: Tensor, rows: Tensor) -> Tensor:

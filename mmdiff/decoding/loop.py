@@ -163,7 +163,7 @@ def decode(
         if len(rows) == 0:
             filled.calls, filled.seconds = cache.total, time.perf_counter() - began
             return filled
-        is_open, wanted = open_cells(live), rules.remask.wants(live, rows)
+        is_open, wanted = live.open_cells(), rules.remask.wants(live, rows)
         need = rules.draws.need(live, is_open | wanted | rules.stop.wants(live))
         need = rules.length.need(live, need)
         asked = time.perf_counter()
@@ -206,11 +206,6 @@ def _draws(rules: Rules, live: Canvas, need: Tensor, seed: Tensor, step: Tensor)
     place = row * columns + cell - rules.cache.start
     shape = (len(live.ids), columns)
     return rules.draws(seed[row], step.expand_as(row), offset, shape, place)
-
-
-def open_cells(canvas: Canvas) -> Tensor:
-    """(B, L) bool: masked cells of the earliest block that still has any, row by row."""
-    return canvas.masked & (canvas.block == canvas.open_block())
 
 
 def _store(whole: Canvas, live: Canvas, rows: Tensor, end_ids: Tensor) -> None:

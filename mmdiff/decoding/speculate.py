@@ -91,7 +91,7 @@ class Drafted:
         owner, ids, masked = self._drafts(canvas, need, rows)
         every = canvas.select(owner)
         wide = replace(every, ids=ids, masked=masked)
-        cells = need[owner] | (masked & (every.block == wide.open_block()))
+        cells = need[owner] | wide.open_cells()
         view = self.cache.view(owner)
         logits = view.score(wide, cells).split(cells.sum(1).tolist())
         self.total += view.total - self.cache.total
@@ -111,8 +111,7 @@ class Drafted:
         tokens, rank = (values[rows] for values in self._guess(canvas))
         step = (self.seen[0][rows] & ~now.masked).sum(1)
         for _ in range(self.drafts - 1):
-            is_open = now.masked & (now.block == now.open_block())
-            taken = top(torch.where(is_open, rank, float("-inf")), step)
+            taken = top(torch.where(now.open_cells(), rank, float("-inf")), step)
             now = replace(now)
             now.write(tokens, taken)
             new = taken.any(1)

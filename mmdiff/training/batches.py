@@ -22,7 +22,6 @@ from mmdiff.training.packing import (
     encode_turns,
     numbered_on,
     pack,
-    pack_all,
     parts_of,
     separate,
 )
@@ -142,8 +141,12 @@ class Batches(Dataset):
                 continue
             room = 0 if alone else recipe.row_cells
             how = image_id, self.copies, room, images, context, recipe.row_parts
-            made = pack_all(group, *how) if sample.whole and room else [pack(group, *how)]
-            groups += [[row] for row in made]
+            left = group
+            while left:
+                row, left = pack(left, *how)
+                groups.append([row])
+                if not (sample.whole and room):
+                    break  # of a generated scene, turns without room are left out
         return numbered_on(groups)
 
 

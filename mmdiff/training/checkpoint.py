@@ -36,8 +36,8 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, module in modules.items():
-        learnt = module.state_dict().keys() - frozen(module)
-        tensors = {k: v.contiguous() for k, v in module.state_dict().items() if k in learnt}
+        still = frozen(module)
+        tensors = {k: v.contiguous() for k, v in module.state_dict().items() if k not in still}
         save_file(tensors, partial / f"{name}.safetensors")
     torch.save([o.state_dict() for o in optimizers], partial / "optimizer.pt")
     (partial / STATE).write_text(json.dumps({"step": step, **state}))

@@ -26,8 +26,8 @@ def make_optimizers(model: MMDiffModel, recipe: Recipe) -> list[torch.optim.Opti
     embedding = model.get_input_embeddings().weight
     plain: list[dict[str, Any]] = []
     muon: list[dict[str, Any]] = []
-    for part, factor in to_dict(recipe.rates).items():
-        params = [p for p in parameters(model, part) if p.requires_grad and factor]
+    for part in to_dict(recipe.rates):
+        params = [p for p in parameters(model, part) if p.requires_grad]
         groups: dict[str, list[torch.Tensor]] = {"vector": [], "matrix": [], "muon": []}
         for p in params:
             kind = "vector" if p.ndim < 2 or p is embedding else "matrix"

@@ -41,28 +41,15 @@ def pack(
     images: Sequence[int],
     context: bool = False,
     parts: int = 1,
-) -> Row:
+) -> tuple[Row, list[Pair]]:
     """One row of at most `cells` cells: the pictures, the first turn, later turns that fit, each
-    with room for a clean twin of its answer where the objective needs that `context`. The pictures
-    alone for 0 cells. `images` are the pictures' numbers in the batch; all prompts begin alike up
-    to their last picture cell.
+    with room for a clean twin of its answer where the objective needs that `context`; and the turns
+    that it has no room for. The pictures alone for 0 cells. `images` are the pictures' numbers in
+    the batch; all prompts begin alike up to their last picture cell.
 
     With several `parts` the cells behind the pictures are so many equal parts and each turn lies in
     one; a turn without answer fills a part up. Raises TrainingError if the first turn is larger.
     """
-    return _pack(pairs, image_id, copies, cells, images, context, parts)[0]
-
-
-def _pack(
-    pairs: list[Pair],
-    image_id: int | None,
-    copies: int,
-    cells: int,
-    images: Sequence[int],
-    context: bool,
-    parts: int,
-) -> tuple[Row, list[Pair]]:
-    """The row, and the turns that it has no room for."""
     first = pairs[0][0]
     last = behind_pictures(first, image_id)
     width = max(0, cells - last) // parts
@@ -88,23 +75,6 @@ def _pack(
         for part, rest in zip(kept, room, strict=True):
             part.append(([first[0]] * rest, []))
     return packed_row(first[:last], [pair for part in kept for pair in part], copies, images), left
-
-
-def pack_all(
-    pairs: list[Pair],
-    image_id: int | None,
-    copies: int,
-    cells: int,
-    images: Sequence[int],
-    context: bool = False,
-    parts: int = 1,
-) -> list[Row]:
-    """Rows as of `pack`, as many as all turns need."""
-    rows: list[Row] = []
-    while pairs:
-        row, pairs = _pack(pairs, image_id, copies, cells, images, context, parts)
-        rows.append(row)
-    return rows
 
 
 def behind_pictures(prompt: list[int], image_id: int | None) -> int:
