@@ -60,7 +60,7 @@ class Draws:
         """Tokens (K,) of logits (K, V), and the logits (K, V) that their confidence is read from:
         always the model's own, neither tempered nor filtered (LLaDA `generate.py`)."""
         if settings.temperature == 0:
-            return logits.argmax(1), logits
+            return most_likely(logits), logits
         u = uniform(self.seed, self.step, self.cell).to(logits.device)
         scaled = logits / settings.temperature
         return sample(scaled, u, settings.top_p, settings.top_k), logits
@@ -107,6 +107,21 @@ def top(score: Tensor, counts: Tensor) -> Tensor:
         1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
     )
     return (place < counts[:, None]) & (score > float("-inf"))
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """(K,) the first largest of each row (K, V), as argmax, which on a CPU is ten times slower than
+    amax: stretches of the row first, then the one that holds it."""
+    stretch = 512
+    whole = logits.shape[1] // stretch * stretch
+    if logits.device.type != "cpu" or whole < 8 * stretch:
+        return logits.argmax(1)
+    peaks = logits[:, :whole].unflatten(1, (-1, stretch)).amax(2)
+    if whole < logits.shape[1]:
+        peaks = torch.cat([peaks, logits[:, whole:].amax(1, keepdim=True)], 1)
+    first = peaks.argmax(1, keepdim=True) * stretch
+    places = (first + torch.arange(stretch)).clamp(max=logits.shape[1] - 1)
+    return first[:, 0] + logits.gather(1, places).argmax(1)
 
 
 def sample(logits: Tensor, u: Tensor, top_p: float = 1.0, top_k: int = 0) -> Tensor:

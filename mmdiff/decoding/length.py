@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.canvas import Canvas, set_blocks
+from mmdiff.decoding.draws import most_likely
 from mmdiff.decoding.propose import log_odds, spread
 from mmdiff.decoding.settings import Decoding, parse_rule, whole, with_options
 from mmdiff.decoding.stop import Seen
@@ -144,7 +145,7 @@ class Grow:
         logits, chance = seen.proposal.logits, seen.proposal.probability
         best = seen.proposal.tokens
         if self.settings.temperature:
-            best = logits.argmax(1)
+            best = most_likely(logits)
             chance = log_odds(logits, best).sigmoid()
         ends = spread(torch.isin(best, end_ids), seen.need, False) & canvas.writable
         last = ends & (ends.flip(1).long().cumsum(1).flip(1) <= self.check)

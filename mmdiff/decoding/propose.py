@@ -31,11 +31,10 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     """
     logits, place = logits.float(), tokens[:, None]
     own = logits.gather(1, place)
-    others = logits.scatter(1, place, float("-inf"))
-    peak = others.amax(1, keepdim=True)
-    peak = peak.masked_fill(peak.isinf(), 0)  # nothing else is possible
-    # In place: over a large vocabulary new tensors cost more than the sum.
-    return (own - peak)[:, 0] - others.sub_(peak).exp_().sum(1).log()
+    logits.scatter_(1, place, float("-inf"))  # for a moment: a copy would cost as much as the sum
+    others = logits.logsumexp(1)
+    logits.scatter_(1, place, own)
+    return own[:, 0] - others
 
 
 def propose(logits: Tensor, draws: Draws, settings: Decoding) -> Proposal:

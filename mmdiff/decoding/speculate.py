@@ -18,7 +18,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import Cache
 from mmdiff.decoding.choose import ORDERS
-from mmdiff.decoding.draws import Draws, top
+from mmdiff.decoding.draws import Draws, most_likely, top
 from mmdiff.decoding.guide import Guided
 from mmdiff.decoding.propose import Proposal, log_odds, spread
 from mmdiff.decoding.settings import Decoding, whole, with_options
@@ -125,7 +125,7 @@ class Drafted:
         _masked, need, logits = self.seen
         logits = logits.float()
         logits[:, self.forbidden] = float("-inf")
-        best = logits.argmax(1)
+        best = most_likely(logits)
         if self.order == "left_to_right":
             rank = -need.nonzero()[:, 1].to(logits)
         else:

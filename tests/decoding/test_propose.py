@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmdiff.decoding.draws import Draws, sample
+from mmdiff.decoding.draws import Draws, most_likely, sample
 from mmdiff.decoding.propose import log_odds, propose
 from mmdiff.decoding.settings import Decoding
 from mmdiff.diffusion.schedule import uniform
@@ -52,6 +52,23 @@ def test_log_odds_ranks_where_probabilities_tie():
     got = log_odds(logits, torch.zeros(4, dtype=torch.long))
     assert got.argsort().tolist() == peaks.argsort().tolist()
     torch.testing.assert_close(got, peaks - math.log(5))
+
+
+@pytest.mark.parametrize("width", [1, 700, 4096, 4097, 5000])
+@pytest.mark.parametrize("values", [2, 40, 10**6])
+def test_most_likely_is_the_first_of_the_largest(width, values):
+    logits = torch.randint(values, (30, width), generator=torch.Generator().manual_seed(0)).float()
+    logits[1] = -INF
+    logits[2, -1] = 2 * values
+    for row, got in zip(logits.tolist(), most_likely(logits).tolist(), strict=True):
+        assert got == row.index(max(row))
+
+
+def test_log_odds_leaves_the_logits_as_they_were():
+    logits = randn(3, 9)
+    before = logits.clone()
+    log_odds(logits, torch.tensor([0, 4, 8]))
+    assert torch.equal(logits, before)
 
 
 def test_a_lone_token_is_certain():
@@ -185,7 +202,7 @@ def test_confidence_is_that_of_the_untempered_model():
 
 
 def test_tokens_are_a_function_of_seed_step_and_cell():
-    logits, settings = randn(1, 50).expand(60, 50), Decoding(temperature=1.0)
+    logits, settings = randn(1, 50).repeat(60, 1), Decoding(temperature=1.0)
     seed, step, cell = torch.full((60,), 4), torch.full((60,), 2), torch.arange(60)
     whole = propose(logits, Draws(seed, step, cell), settings).tokens
     some = Draws(seed[20:27], step[20:27], cell[20:27])
@@ -196,7 +213,7 @@ def test_tokens_are_a_function_of_seed_step_and_cell():
 
 
 def test_temperature_sharpens_and_flattens():
-    row, draws = torch.tensor([[0.0, 1.0]]).expand(4000, 2), 4000
+    row, draws = torch.tensor([[0.0, 1.0]]).repeat(4000, 1), 4000
     key = (torch.zeros(draws).long(), torch.zeros(draws).long(), torch.arange(draws))
     for temperature in (0.25, 1.0, 4.0):
         made = propose(row, Draws(*key), Decoding(temperature=temperature))
