@@ -20,11 +20,12 @@ from mmdiff.decoding.length import LENGTHS, Length, widen
 from mmdiff.decoding.propose import propose, spread
 from mmdiff.decoding.remask import REMASKS, Remask
 from mmdiff.decoding.settings import Decoding, cooled, parse_rule, with_options, with_seed
-from mmdiff.decoding.speculate import SPECULATES, Drafted
+from mmdiff.decoding.speculate import SPECULATES, Remembered, Request
 from mmdiff.decoding.stop import STOPS, Seen, Stop
 from mmdiff.errors import CheckpointError, SettingError
 
 if TYPE_CHECKING:
+    from mmdiff.decoding.agree import Agreed
     from mmdiff.model import MMDiffModel
 
 
@@ -44,8 +45,9 @@ class Step:
 
 @dataclass
 class Filled:
-    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill.
-    `seconds` of wall time; `inside` the model and passes over the vocabulary."""
+    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill;
+    `guide_nfe` (B,): the same of the guide, where there is one. `seconds` of wall time; `inside`
+    the models and passes over the vocabulary."""
 
     canvas: Canvas
     nfe: Tensor
@@ -53,13 +55,14 @@ class Filled:
     trace: list[Step] = field(default_factory=list)
     seconds: float = 0.0
     inside: float = 0.0
+    guide_nfe: Tensor | None = None
 
 
 @dataclass
 class Rules:
     """What the settings name, made for one canvas."""
 
-    cache: Cache | Guided | Drafted
+    cache: Cache | Guided | Remembered
     order: Order
     accept: Accept
     remask: Remask
@@ -70,6 +73,7 @@ class Rules:
     forbidden: Tensor  # no cell may take
     late: Tensor  # accepted where nothing else is left
     see: Callable[[Seen], None] | None  # what the accept rule makes of the model's words
+    guide: Agreed | None  # the accept rule, where a second model speaks
 
     @classmethod
     def of(
@@ -109,12 +113,17 @@ class Rules:
         reserved = model.forbidden(settings.codes, anything=settings.compat is not None)
         ids = partial(torch.tensor, dtype=torch.long, device=canvas.device)
         forbidden = torch.cat([ids(settings.forbid), reserved])
+        check_forbidden(settings, forbidden, model.rows)
         remask = REMASKS.get(remask_name)(settings, remask_options, model, canvas)
-        chosen: Accept = getattr(remask, "accept", None) or make_accept(
-            settings, canvas, **accept_options
+        request = Request(model, canvas, settings, cache, forbidden)
+        speculation = SPECULATES.get(speculate)(request, speculate_options)
+        chosen: Accept = (
+            speculation.accept
+            or getattr(remask, "accept", None)
+            or make_accept(settings, canvas, **accept_options)
         )
         return cls(
-            cache=SPECULATES.get(speculate)(cache, settings, speculate_options, forbidden),
+            cache=speculation.scoring,
             order=order,
             accept=chosen,
             remask=remask,
@@ -125,7 +134,17 @@ class Rules:
             forbidden=forbidden,
             late=ids(settings.late),
             see=getattr(chosen, "see", None),
+            guide=speculation.accept,
         )
+
+
+def check_forbidden(settings: Decoding, forbidden: Tensor, rows: int) -> None:
+    """SettingError where `forbid` names no id of a vocabulary of `rows` ids, or nothing is left."""
+    for i in settings.forbid:
+        if not 0 <= i < rows:
+            raise SettingError(f"forbid={i}: not one of the {rows} ids of this model")
+    if len(forbidden.unique()) == rows:
+        raise SettingError("forbid and codes leave no id that a cell could take")
 
 
 @torch.inference_mode()
@@ -162,6 +181,9 @@ def decode(
             cache.select(index)
         if len(rows) == 0:
             filled.calls, filled.seconds = cache.total, time.perf_counter() - began
+            if rules.guide is not None:
+                filled.guide_nfe = rules.guide.nfe
+                filled.inside += rules.guide.seconds
             return filled
         is_open, wanted = live.open_cells(), rules.remask.wants(live, rows)
         need = rules.draws.need(live, is_open | wanted | rules.stop.wants(live))
