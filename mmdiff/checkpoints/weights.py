@@ -131,9 +131,7 @@ def checked(
         raise CheckpointError(f"{where} lacks the weight: {min(missing)}{more}")
 
 
-def open_stock(
-    network_class: Any, folder: Path, device: torch.device, dtype: torch.dtype
-) -> Any:
+def open_stock(network_class: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """A network of transformers' own class from a folder of safetensors, strictly, no code of the
     folder run. Raises CheckpointError where it cannot be loaded, or a tensor is missing, unknown or
     of the wrong shape."""

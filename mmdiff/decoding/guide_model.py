@@ -41,8 +41,8 @@ class GuideModel:
 @lru_cache(maxsize=1)  # every batch of a session asks for it
 def open_guide(name: str | Path, device: torch.device, dtype: torch.dtype) -> GuideModel:
     """Any causal language model of transformers whose keys and values can be kept, from a folder
-    of safetensors. Raises CheckpointError for one that cannot be read, or keeps a state that
-    grows with the text (Mamba)."""
+    of safetensors; it stays in memory until another is opened. Raises CheckpointError for one that
+    cannot be read, or that folds the text into a state (Mamba)."""
     from transformers import AutoModelForCausalLM
 
     from mmdiff.checkpoints.weights import open_stock

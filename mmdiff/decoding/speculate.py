@@ -182,6 +182,8 @@ class Drafted(Remembered):
             now = replace(now)
             now.write(tokens, taken)
             new = taken.any(1)
+            if not bool(new.any()):
+                break
             owners, ids = [*owners, rows[new]], [*ids, now.ids[new]]
             masked.append(now.masked[new])
         return torch.cat(owners), torch.cat(ids), torch.cat(masked)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.propose import Proposal, spread
-from mmdiff.decoding.settings import PLAIN, Decoding, parse_rule, with_options
-from mmdiff.errors import SettingError
+from mmdiff.decoding.settings import PLAIN, Decoding, parse_rule, whole, with_options
 from mmdiff.registry import Registry
 
 
@@ -108,9 +107,8 @@ class Repeating(AfterBlock):
     ids `times` times in a row (SDAR-VL `generate.py`)."""
 
     def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None:
-        self.times = int(with_options("stop=repeats", options, {"times": 20})["times"])
-        if self.times < 2:
-            raise SettingError(f"stop=repeats: times={self.times} must be at least 2")
+        times = with_options("stop=repeats", options, {"times": 20})["times"]
+        self.times = whole("stop=repeats: times", times, least=2)
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
         super().__call__(canvas, end_ids, seen)

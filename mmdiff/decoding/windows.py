@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import CACHES, Cache
-from mmdiff.decoding.settings import PLAIN, Decoding
+from mmdiff.decoding.settings import PLAIN, Decoding, whole
 from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
@@ -127,10 +127,8 @@ class Delayed(Windows):
     def __init__(
         self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN, reload: float = 8
     ) -> None:
-        if reload < 1 or reload != int(reload):
-            raise SettingError(f"cache=delayed: reload={reload} must be a whole number above 0")
         super().__init__(model, canvas)
-        self.reload = int(reload)
+        self.reload = whole("cache=delayed: reload", reload)
 
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
         again = (self.taken == 1) | (self.taken % self.reload == 0)

@@ -58,9 +58,7 @@ def by_text(own, guide, end_ids):
     """The same with each letter looked up in both token lists; the guide begins with <s>."""
 
     def agrees_by_text(network, ids, cell, top, share):
-        stop = next((i for i, token in enumerate(ids) if i >= cell and token in end_ids), len(ids))
-        first = agrees_by_text.first
-        ended = [i for i in range(first, len(ids)) if ids[i] in end_ids]
+        ended = [i for i in range(agrees_by_text.first, len(ids)) if ids[i] in end_ids]
         if ended and cell > ended[0]:
             return False
         stop = ended[0] if ended else len(ids)
@@ -139,7 +137,7 @@ def test_guided_answers(model, same, other, kind, top, share, width):
         assert answers(alone)[0] == answers(made)[i]
         assert alone.guide_nfe.tolist() == [int(made.nfe[i])]
     if top > 1:
-        assert made.nfe.tolist() < [8, 4, 6]
+        assert int(made.nfe.sum()) < 18
 
 
 def test_a_guide_that_always_agrees_and_one_that_never_does(model, same):
