@@ -2,7 +2,8 @@
 
 The diffusion model proposes a token for every open cell; the guide reads the text with all of them
 in it, and they are accepted from the left up to the first one with which it does not agree, always
-the first (FlashDLM, arXiv:2505.21467, ZhanqiuHu/flash-dlm-experimental `guided_diff_utils.py`).
+the first, and none behind an end of the text (FlashDLM, arXiv:2505.21467,
+ZhanqiuHu/flash-dlm-experimental `guided_diff_utils.py`).
 
 Every token is the diffusion model's own, but cells accepted together did not see each other: what
 comes out may differ from one cell per step (lossy).
@@ -46,7 +47,9 @@ class Agreed:
         _check(settings, self.share)
         assert settings.guide is not None
         guide = open_guide(settings.guide, model.device, model.dtype)
-        self.translate, self.reader = translator(model, guide), Reader(guide.network)
+        self.ends = set(request.end_ids.tolist())
+        self.translate = translator(model, guide, self.ends)
+        self.reader = Reader(guide.network)
         self.unread = unread(request.canvas)
         self.scoring, self.accept = request.cache, self
         self.nfe = torch.zeros_like(request.canvas.ids[:, 0])  # the guide's calls, by row
@@ -60,22 +63,22 @@ class Agreed:
         self, score: Tensor, probability: Tensor, canvas: Canvas, rows: Tensor, draws: Draws
     ) -> Tensor:
         is_open = score > float("-inf")
-        ids = torch.where(is_open, self.tokens, canvas.ids)
+        ids = torch.where(is_open, self.tokens, canvas.ids).tolist()
         hidden = self.unread[rows] | (canvas.masked & ~is_open)
-        numbers = rows.tolist()
         columns = [_columns(*row) for row in zip(is_open, hidden, strict=True)]
         read = [
-            self.translate(ids[i, told].tolist(), told.index(first))
+            self.translate([ids[i][c] for c in told], told.index(first))
             for i, (told, first) in enumerate(columns)
         ]
-        agreed = self.agreed(numbers, read)
+        agreed = self.agreed(rows.tolist(), read)
         accept = torch.zeros_like(is_open)
         # Late ids rank last, so that the run ends before one.
         ranked = score.argsort(dim=1, descending=True, stable=True).tolist()
         for i, ((told, first), cells) in enumerate(zip(columns, agreed, strict=True)):
             known = dict(zip(told[told.index(first) :], cells, strict=True))
+            ends = {column for column in known if ids[i][column] in self.ends}
             coming = is_open[i].nonzero()[:, 0].tolist()
-            accept[i, run(coming, ranked[i], known)] = True
+            accept[i, run(coming, ranked[i], known, ends)] = True
         self.nfe[rows] += 1
         return accept
 
@@ -108,12 +111,13 @@ def agrees(logits: Tensor, ids: Tensor, top: int, share: float) -> Tensor:
     return ((logits > own).sum(-1) < top) & (own[..., 0] >= least)
 
 
-def run(coming: list[int], ranked: list[int], agreed: dict[int, bool]) -> list[int]:
+def run(coming: list[int], ranked: list[int], agreed: dict[int, bool], ends: set[int]) -> list[int]:
     """The open columns to accept: of `coming`, from the left, those agreed with, as long as the
-    order `ranked` takes them in turn; the best ranked one where there is none."""
+    order `ranked` takes them in turn, up to one of `ends`; the best ranked one where there is
+    none."""
     taken: list[int] = []
     for column, next_best in zip(coming, ranked, strict=False):
-        if column != next_best or not agreed[column]:
+        if column != next_best or not agreed[column] or not ends.isdisjoint(taken):
             break
         taken.append(column)
     return taken or ranked[:1]

@@ -115,7 +115,8 @@ class Rules:
         forbidden = torch.cat([ids(settings.forbid), reserved])
         check_forbidden(settings, forbidden, model.rows)
         remask = REMASKS.get(remask_name)(settings, remask_options, model, canvas)
-        request = Request(model, canvas, settings, cache, forbidden)
+        end_ids = ids((() if end_id is None else (end_id,)) + settings.stop_ids)
+        request = Request(model, canvas, settings, cache, forbidden, end_ids)
         speculation = SPECULATES.get(speculate)(request, speculate_options)
         chosen: Accept = (
             speculation.accept
@@ -130,7 +131,7 @@ class Rules:
             stop=STOPS.get(stop)(stop_options, settings),
             length=LENGTHS.get(length)(settings, length_options, model, canvas),
             draws=draws,
-            end_ids=ids((() if end_id is None else (end_id,)) + settings.stop_ids),
+            end_ids=end_ids,
             forbidden=forbidden,
             late=ids(settings.late),
             see=getattr(chosen, "see", None),

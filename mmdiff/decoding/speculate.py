@@ -33,13 +33,14 @@ Said = tuple[Tensor, Tensor]  # which cells (L,) of a row, and their logits (n, 
 
 @dataclass(frozen=True)
 class Request:
-    """What speculation is made for; `cache` is what scores without it."""
+    """What speculation is for: `cache` scores without it, `end_ids` (n,) end a text."""
 
     model: MMDiffModel
     canvas: Canvas
     settings: Decoding
     cache: Scoring
     forbidden: Tensor
+    end_ids: Tensor
 
 
 class Speculation(Protocol):

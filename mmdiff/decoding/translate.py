@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ class Reading:
 Translate = Callable[[list[int], int], Reading]
 
 
-def translator(model: MMDiffModel, guide: GuideModel) -> Translate:
-    """(ids of a row, number of the first one to be judged) -> Reading.
+def translator(model: MMDiffModel, guide: GuideModel, ends: Container[int]) -> Translate:
+    """(ids of a row, number of the first one to be judged) -> Reading. `ends` end a text.
 
     Ids stay as they are where each text of the guide's vocabulary has the same id here. Without
     tokenizer files on both sides that is taken for granted; SettingError where sizes speak
@@ -48,8 +48,7 @@ def translator(model: MMDiffModel, guide: GuideModel) -> Translate:
     said, known = guide.tokenizer.get_vocab(), own.get_vocab()
     if said.items() <= known.items():
         return SameIds(set(said.values()), guide.begin)
-    assert model.processor is not None
-    return ByText(own, guide, model.processor.end_ids)
+    return ByText(own, guide, ends)
 
 
 class SameIds:
@@ -75,7 +74,7 @@ class ByText:
     The diffusion model's end of text is the guide's, and nothing behind it is read.
     """
 
-    def __init__(self, own: Any, guide: GuideModel, ends: tuple[int, ...]) -> None:
+    def __init__(self, own: Any, guide: GuideModel, ends: Container[int]) -> None:
         self.own, self.guide, self.ends = own, guide, ends
 
     def __call__(self, ids: list[int], first: int) -> Reading:

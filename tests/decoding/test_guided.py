@@ -101,6 +101,8 @@ def by_hand(model, row, network, agreed, forbid, top, share, width=99):
         count = 0
         while count < len(is_open) and agreed(network, ids, told.index(is_open[count]), top, share):
             count += 1
+            if int(draft[is_open[count - 1]]) in model.processor.end_ids:
+                break
         taken = is_open[: max(count, 1)]
         canvas.ids[0, taken] = draft[taken]
         canvas.masked[0, taken] = False
