@@ -33,6 +33,7 @@ class Generation:
     # One entry per step: ids, masked, accepted and probability of the answer region.
     trace: list[dict[str, Any]] | None = None
     outside: float = 0.0  # share of the decoding loop's wall time spent outside the model
+    guide_nfe: int = 0  # calls of the guide (speculate=guided)
 
     @property
     def tokens_per_forward(self) -> float:
@@ -84,6 +85,7 @@ def _fill(
             length=lengths[i],
             trace=row_trace(filled.trace, i, start) if settings.trace else None,
             outside=1 - filled.inside / filled.seconds,
+            guide_nfe=0 if filled.guide_nfe is None else int(filled.guide_nfe[i]),
         )
         for i, ids in enumerate(answers.tolist())
     ]

@@ -30,12 +30,14 @@ BATCH = 32  # rows decoded together; larger lists are cut into batches of this s
 @dataclass
 class GenerateOutput(ModelOutput):
     """`sequences` (B, P + N); `nfe`, `tokens_per_forward` (B,); `calls`: backbone calls in all;
-    `trace`: every Step, where asked for."""
+    `guide_nfe` (B,): calls of the guide, where there is one; `trace`: every Step, where asked
+    for."""
 
     sequences: Tensor | None = None
     nfe: Tensor | None = None
     calls: int | None = None
     tokens_per_forward: Tensor | None = None
+    guide_nfe: Tensor | None = None
     trace: Any = None
 
 
@@ -194,6 +196,7 @@ class Tasks:
             nfe=filled.nfe,
             calls=filled.calls,
             tokens_per_forward=lengths / filled.nfe.clamp(min=1),
+            guide_nfe=filled.guide_nfe,
             trace=filled.trace or None,
         )
 

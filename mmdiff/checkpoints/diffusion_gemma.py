@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmdiff.checkpoints import gemma_prompts
 from mmdiff.checkpoints.base import NATIVES, Native
+from mmdiff.checkpoints.weights import open_stock
 from mmdiff.decoding.settings import Decoding, make_decoding, parse_rule, with_options, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import CheckpointError, InputError, SettingError, nearest
@@ -248,28 +249,9 @@ def padded(answer: Tensor, settings: Decoding, network: Any) -> Tensor:
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionGemma:
     """Opens a folder strictly. Raises CheckpointError where transformers is too old for the class,
     or a tensor is missing, unknown or of the wrong shape."""
-    network_class = class_of(folder)
-    try:
-        network, report = network_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": str(device)},
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever odd files make transformers raise
-        raise _unfit(folder, "cannot be loaded", error) from error
-    for kind, word in (
-        ("missing_keys", "lacks the weight"),
-        ("unexpected_keys", "holds a weight that the model has not"),
-        ("mismatched_keys", "holds a weight of the wrong shape"),
-    ):
-        if report.get(kind):
-            first = min(str(key) for key in report[kind])
-            raise CheckpointError(f"{folder}: the checkpoint {word}: {first}")
+    network = open_stock(class_of(folder), folder, device, dtype)
     processor = gemma_prompts.read(folder, network.config, end_ids(network))
-    return DiffusionGemma(network.eval(), processor)
+    return DiffusionGemma(network, processor)
 
 
 def class_of(folder: Path) -> Any:

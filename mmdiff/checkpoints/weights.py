@@ -131,6 +131,34 @@ def checked(
         raise CheckpointError(f"{where} lacks the weight: {min(missing)}{more}")
 
 
+def open_stock(network_class: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network of transformers' own class from a folder of safetensors, strictly, no code of the
+    folder run. Raises CheckpointError where it cannot be loaded, or a tensor is missing, unknown or
+    of the wrong shape."""
+    try:
+        network, report = network_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": str(device)},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever odd files make transformers raise
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise CheckpointError(f"{folder}: cannot be loaded ({reason})") from error
+    for kind, word in (
+        ("missing_keys", "lacks the weight"),
+        ("unexpected_keys", "holds a weight that the model has not"),
+        ("mismatched_keys", "holds a weight of the wrong shape"),
+    ):
+        if report.get(kind):
+            first = min(str(key) for key in report[kind])
+            raise CheckpointError(f"{folder}: the checkpoint {word}: {first}")
+    return network.eval()
+
+
 def fill(
     model: nn.Module,
     folder: Path,

@@ -121,7 +121,8 @@ class Report:
         """One answer; `about` says what it belongs to (file=..., turn=...) and comes first."""
         if self.as_json:
             row = {"text": made.text, "nfe": made.nfe, "seconds": round(made.seconds, 4)}
-            say_json({**about, **row})
+            guide = {"guide_nfe": made.guide_nfe} if made.guide_nfe else {}
+            say_json({**about, **row, **guide})
         else:
             say(f"{about['file']}: {made.text}" if self.many else made.text)
 

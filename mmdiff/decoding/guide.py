@@ -20,7 +20,8 @@ class Guided:
     """Classifier-free guidance: free + (1 + scale) (conditioned - free).
 
     `free` sees mask ids in place of the whole prompt, pictures included (LLaDA `generate.py`;
-    LLaDA-V replaces the prompt's embeddings, which is the same); or, given a canvas with the same
+    LLaDA-V replaces the prompt's embeddings, which is the same), and stands as a call without
+    pictures does; or, given a canvas with the same
     answer columns, the prompt of that one, which may be of another length (MMaDA, Lumina-DiMOO).
     """
 
@@ -68,7 +69,11 @@ class Guided:
 
 
 def without_prompt(canvas: Canvas, mask_id: int) -> Canvas:
-    """The canvas with mask ids for its prompt, and no pictures."""
+    """The canvas with mask ids for its prompt, and nothing that tells of pictures: neither apart
+    from the text, nor counted on axes of their own."""
     ids = canvas.ids.clone()
     ids[:, : canvas.prompt_length] = mask_id
-    return replace(canvas, ids=ids, features=None)
+    number = (canvas.valid.long().cumsum(1) - 1).clamp(min=0)
+    position = number.expand_as(canvas.position) if canvas.position.dim() == 3 else canvas.position
+    segment = torch.zeros_like(canvas.segment)
+    return replace(canvas, ids=ids, features=None, position=position, segment=segment)

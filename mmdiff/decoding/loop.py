@@ -21,11 +21,12 @@ from mmdiff.decoding.propose import Proposal, propose, spread
 from mmdiff.decoding.remask import REMASKS, Remask
 from mmdiff.decoding.rope import scaled
 from mmdiff.decoding.settings import Decoding, cooled, parse_rule, with_options, with_seed
-from mmdiff.decoding.speculate import SPECULATES, Drafted
+from mmdiff.decoding.speculate import SPECULATES, Remembered, Request
 from mmdiff.decoding.stop import STOPS, Seen, Stop
 from mmdiff.errors import CheckpointError, SettingError
 
 if TYPE_CHECKING:
+    from mmdiff.decoding.agree import Agreed
     from mmdiff.model import MMDiffModel
 
 
@@ -45,8 +46,9 @@ class Step:
 
 @dataclass
 class Filled:
-    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill.
-    `seconds` of wall time; `inside` the model and passes over the vocabulary."""
+    """A canvas without holes. `nfe` (B,): backbone calls each row took part in, without prefill;
+    `guide_nfe` (B,): the same of the guide, where there is one. `seconds` of wall time; `inside`
+    the models and passes over the vocabulary."""
 
     canvas: Canvas
     nfe: Tensor
@@ -54,13 +56,14 @@ class Filled:
     trace: list[Step] = field(default_factory=list)
     seconds: float = 0.0
     inside: float = 0.0
+    guide_nfe: Tensor | None = None
 
 
 @dataclass
 class Rules:
     """What the settings name, made for one canvas."""
 
-    cache: Cache | Guided | Drafted
+    cache: Cache | Guided | Remembered
     order: Order
     accept: Accept
     remask: Remask
@@ -72,6 +75,7 @@ class Rules:
     late: Tensor  # accepted where nothing else is left
     see: Callable[[Seen], None] | None  # what the accept rule makes of the model's words
     foreseen: bool  # cells are chosen before the model is asked
+    guide: Agreed | None  # the accept rule, where a second model speaks
 
     @classmethod
     def of(
@@ -112,23 +116,30 @@ class Rules:
         reserved = model.forbidden(settings.codes, anything=settings.compat is not None)
         ids = partial(torch.tensor, dtype=torch.long, device=canvas.device)
         forbidden = torch.cat([ids(settings.forbid), reserved])
+        check_forbidden(settings, forbidden, model.rows)
         remask = REMASKS.get(remask_name)(settings, remask_options, model, canvas)
-        chosen: Accept = getattr(remask, "accept", None) or make_accept(
-            settings, canvas, **accept_options
+        end_ids = ids((() if end_id is None else (end_id,)) + settings.stop_ids)
+        request = Request(model, canvas, settings, cache, forbidden, end_ids)
+        speculation = SPECULATES.get(speculate)(request, speculate_options)
+        chosen: Accept = (
+            speculation.accept
+            or getattr(remask, "accept", None)
+            or make_accept(settings, canvas, **accept_options)
         )
         return cls(
-            cache=SPECULATES.get(speculate)(cache, settings, speculate_options, forbidden),
+            cache=speculation.scoring,
             order=order,
             accept=chosen,
             remask=remask,
             stop=STOPS.get(stop)(stop_options, settings),
             length=make_length(settings, length_options, model, canvas),
             draws=draws,
-            end_ids=ids((() if end_id is None else (end_id,)) + settings.stop_ids),
+            end_ids=end_ids,
             forbidden=forbidden,
             late=ids(settings.late),
             see=getattr(chosen, "see", None),
             foreseen=cache.foreseen,
+            guide=speculation.accept,
         )
 
     def foresee(self, live: Canvas, is_open: Tensor, rows: Tensor, draws: Draws) -> Tensor:
@@ -137,6 +148,15 @@ class Rules:
         order = self.order(Proposal(draws.cell, nothing, nothing[:, None]), draws)
         score = spread(order, is_open, float("-inf"))
         return self.accept(score, score, live, rows, draws)
+
+
+def check_forbidden(settings: Decoding, forbidden: Tensor, rows: int) -> None:
+    """SettingError where `forbid` names no id of a vocabulary of `rows` ids, or nothing is left."""
+    for i in settings.forbid:
+        if not 0 <= i < rows:
+            raise SettingError(f"forbid={i}: not one of the {rows} ids of this model")
+    if len(forbidden.unique()) == rows:
+        raise SettingError("forbid and codes leave no id that a cell could take")
 
 
 @torch.inference_mode()
@@ -184,6 +204,9 @@ def _fill(
             cache.select(index)
         if len(rows) == 0:
             filled.calls, filled.seconds = cache.total, time.perf_counter() - began
+            if rules.guide is not None:
+                filled.guide_nfe = rules.guide.nfe
+                filled.inside += rules.guide.seconds
             return filled
         is_open, wanted = live.open_cells(), rules.remask.wants(live, rows)
         accept: Tensor | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import CACHES
-from mmdiff.decoding.settings import PLAIN, Decoding
+from mmdiff.decoding.settings import PLAIN, Decoding, between, whole
 from mmdiff.decoding.windows import Windows
 from mmdiff.errors import SettingError
 
@@ -38,12 +38,12 @@ class MaxLogit(Windows):
         warmup: float = 0.3,
         refresh: float = 5,
     ) -> None:
-        if not (0 <= ratio <= 1 and 0 <= warmup <= 1 and refresh >= 1):
-            raise SettingError("cache=max_logit: ratio, warmup must lie in [0, 1], refresh above 0")
+        between("cache=max_logit: ratio", ratio, 0, 1)
+        between("cache=max_logit: warmup", warmup, 0, 1)
         if model.config.shift:
             raise SettingError("cache=max_logit is not made for a model with shifted logits")
         super().__init__(model, canvas)
-        self.ratio, self.refresh = ratio, int(refresh)
+        self.ratio, self.refresh = ratio, whole("cache=max_logit: refresh", refresh)
         self.warm = int((settings.steps or settings.max_new_tokens) * warmup)
         first, count = settings.codes or (0, model.rows)
         self.codes = slice(first, first + count)

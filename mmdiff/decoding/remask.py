@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
-from mmdiff.decoding.settings import Decoding, with_options
+from mmdiff.decoding.settings import Decoding, between, with_options
 from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Revise:
         self, settings: Decoding, options: dict[str, Any], model: MMDiffModel, canvas: Canvas
     ) -> None:
         chosen = with_options("remask=revise", options, {"top": 1.0, "start": 1.0, "above": 0.0})
+        for name, value in chosen.items():
+            between(f"remask=revise: {name}", value, 0, 1)
         self.top, self.start, self.above = (chosen[name] for name in ("top", "start", "above"))
         self.settings = settings
         self.taken: Counter[tuple[int, int]] = Counter()  # steps by row and block

@@ -65,7 +65,8 @@ class ReMDM:
         """(b, L) chances to be masked again, of decided cells, and to be decided, of the others."""
         clock = self.clock[rows, None].clamp(max=self.steps - 1)  # where time is over, no matter
         t, s = self.time[clock], self.time[clock + 1]
-        most = (s / (1 - t)).clamp(max=1)  # at t = 1 infinite: all may go, but nothing is decided
+        # At t = 1 infinite: all may go, but nothing is decided; in the last step none may go.
+        most = torch.where(s > 0, s / (1 - t), 0.0).clamp(max=1)
         sigma = self.sigma(most, decided, self.kept[rows]) * (t <= self.options["on"])
         decide = (t - s + sigma * (1 - t)) / t
         return sigma.expand(decided.shape), decide.expand(decided.shape)

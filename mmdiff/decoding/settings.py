@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mmdiff.config import build, parse_value, preset
@@ -46,7 +47,8 @@ class Decoding:
     length: str = "fixed"
     # times the rotary base, or from lengths: ntk:length=8192,trained=4096
     rope_scale: float | str = 1.0
-    speculate: str = "none"  # none | freedave:drafts=4
+    speculate: str = "none"  # none | freedave:drafts=4 | assd:drafts=10 | guided:top=1,share=0
+    guide: str | Path | None = None  # folder of the autoregressive model of speculate=guided
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     # (first id, how many): cells take these ids alone, image codes; None: text, no image codes
     codes: tuple[int, int] | None = None
@@ -72,6 +74,8 @@ class Decoding:
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1")
         between("threshold", self.threshold, 0, 1)
+        if self.guide is not None and parse_rule(self.speculate)[0] != "guided":
+            raise SettingError(f"guide={self.guide} goes with speculate=guided alone")
         between("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise SettingError("top_p=0 keeps no token; use a value in (0, 1]")
@@ -79,6 +83,10 @@ class Decoding:
             raise SettingError("temperature and top_k must be finite and not negative")
         if not 0 <= self.order_temperature < math.inf or not 0 <= self.cfg_scale < math.inf:
             raise SettingError("order_temperature and cfg_scale must be finite and not negative")
+        for name in ("temperature", "temperature_end", "order_temperature"):
+            value = getattr(self, name)
+            if value and value < COLDEST:
+                raise SettingError(f"{name}={value} is too small to divide by; 0 takes the best")
         if not 0 <= self.factor < math.inf:
             raise SettingError(f"factor={self.factor} must be finite and not negative")
         if self.temperature_end is not None and not 0 < self.temperature_end <= self.temperature:
@@ -88,6 +96,9 @@ class Decoding:
             )
         if not 0 < self.entropy_bound < math.inf:
             raise SettingError(f"entropy_bound={self.entropy_bound} must be finite and above 0")
+        for seed in (self.seed,) if isinstance(self.seed, int) else self.seed:
+            if not -(2**63) <= seed < 2**63:
+                raise SettingError(f"seed={seed} does not fit 64 bits")
         if not 0 < self.eps < 1:
             raise SettingError(f"eps={self.eps} must lie in (0, 1)")
         if not 0 < self.shift < math.inf:
@@ -108,6 +119,8 @@ class Decoding:
             return None
         return self.steps // self.blocks + (block < self.steps % self.blocks)
 
+
+COLDEST = 1e-6  # scores divided by it are finite in float32, late ones (LATER in the loop) too
 
 # What `accept=RULE:value=x` sets.
 VALUES = {name: name for name in ("threshold", "factor", "entropy_bound")}
@@ -170,14 +183,14 @@ def with_options(
     for name, value in given.items():
         if name not in known:
             raise SettingError(f"{rule} has no option {name!r}.{nearest(name, known)}")
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or math.isnan(value):
             raise SettingError(f"{rule}: {name}={value!r} is not a number")
     return {**known, **given}
 
 
 def whole(name: str, value: float, least: int = 1) -> int:
     """`value` as an int. Raises SettingError where it is none, or below `least`."""
-    if value != int(value) or value < least:
+    if not math.isfinite(value) or value != int(value) or value < least:
         raise SettingError(f"{name}={value} must be a whole number, at least {least}")
     return int(value)
 

@@ -1,16 +1,14 @@
-"""Exact speculation: fewer calls, the same tokens.
+"""Speculation: fewer calls for the same cells. Here the exact kind, which changes no token.
 
-FreeDave (arXiv:2510.00294): one call scores the canvas as it is and as it will probably be after
-the next steps. Where a later step finds the canvas just so, its logits are there already. Nothing
-else of the loop changes, so every rule decides what it decides without, from the same logits up to
-the rounding of a larger batch.
+What an earlier call said of the canvas as it was going to be needs no call when it is. Nothing else
+of the loop changes, so a rule decides what it decides without, from the same logits up to rounding.
+`agree` holds the other kind, in which a second model lets more cells be decided at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,81 +23,151 @@ from mmdiff.decoding.settings import Decoding, whole, with_options
 from mmdiff.errors import SettingError
 from mmdiff.registry import Registry
 
+if TYPE_CHECKING:
+    from mmdiff.decoding.agree import Agreed
+    from mmdiff.model import MMDiffModel
+
 Scoring = Cache | Guided
-Speculate = Callable[[Scoring, Decoding, dict[str, Any], Tensor], "Scoring | Drafted"]
-SPECULATES: Registry[Speculate] = Registry("speculate")
+Said = tuple[Tensor, Tensor]  # which cells (L,) of a row, and their logits (n, V)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What speculation is for: `cache` scores without it, `end_ids` (n,) end a text."""
+
+    model: MMDiffModel
+    canvas: Canvas
+    settings: Decoding
+    cache: Scoring
+    forbidden: Tensor
+    end_ids: Tensor
+
+
+class Speculation(Protocol):
+    """`scoring` is what the loop scores through; `accept` an accept rule of its own, if any, which
+    also counts the calls of a second model (`nfe`) and the seconds in it."""
+
+    scoring: Scoring | Remembered
+    accept: Agreed | None
+
+    def __init__(self, request: Request, options: dict[str, Any]) -> None: ...
+
+
+SPECULATES: Registry[type[Speculation]] = Registry(
+    "speculate", modules=("mmdiff.decoding.ahead", "mmdiff.decoding.agree")
+)
 
 
 @SPECULATES.register("none")
-def plainly(
-    cache: Scoring, settings: Decoding, options: dict[str, Any], forbidden: Tensor
-) -> Scoring:
+class Plain:
     """One canvas of a row per call."""
-    with_options("speculate=none", options, {})
-    return cache
+
+    accept = None
+
+    def __init__(self, request: Request, options: dict[str, Any]) -> None:
+        with_options("speculate=none", options, {})
+        self.scoring = request.cache
+
+
+class Remembered:
+    """Scores through `cache`, and only what no earlier call said.
+
+    `calls` (b,) is 1 for rows that needed a call in this step, 0 for the others.
+    """
+
+    name: ClassVar[str]
+    known: ClassVar[dict[str, float]]
+    accept = None
+    prompt_only = False
+
+    def __init__(self, request: Request, options: dict[str, Any]) -> None:
+        rule = f"speculate={self.name}"
+        self.drafts = whole(f"{rule}: drafts", with_options(rule, options, self.known)["drafts"])
+        cache = request.cache
+        if isinstance(cache, Guided) or not cache.prompt_only:
+            raise SettingError(
+                f"{rule} scores canvases as they will be; use cache=none or prefix and "
+                "no guidance with it"
+            )
+        self.cache: Cache = cache
+        self.forbidden, self.start = request.forbidden, cache.start
+        self.total = cache.total
+        self.calls: Tensor | int = 1
+        self.scoring = self
+
+    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
+        said = [self.find(row, canvas, need) for row in range(len(need))]
+        missing = [row for row, found in enumerate(said) if found is None]
+        if missing:
+            self.call(canvas, need, torch.tensor(missing, device=need.device))
+        parts = []
+        for row, found in enumerate(said):
+            cells, logits = found or self.find(row, canvas, need) or (None, None)
+            assert cells is not None and logits is not None
+            parts.append(logits[need[row][cells]])
+        self.calls = torch.zeros_like(canvas.ids[:, 0])
+        self.calls[missing] = 1
+        made = torch.cat(parts)
+        self.note(canvas, need, made)
+        return made.clone()  # the loop forbids ids in place
+
+    def find(self, row: int, canvas: Canvas, need: Tensor) -> Said | None:
+        """What was said of the needed cells (b, L) of a row, if anything."""
+        raise NotImplementedError
+
+    def call(self, canvas: Canvas, need: Tensor, rows: Tensor) -> None:
+        """Score the needed cells of these rows (n,), and what comes next."""
+        raise NotImplementedError
+
+    def note(self, canvas: Canvas, need: Tensor, logits: Tensor) -> None:
+        """What a step was told of its needed cells."""
+
+    def scored(self, canvas: Canvas, cells: Tensor, owner: Tensor) -> tuple[Tensor, ...]:
+        """Logits (n, V) of the cells (m, L) of canvases that belong to the rows `owner` (m,)."""
+        view = self.cache.view(owner)
+        logits = view.score(canvas, cells).split(cells.sum(1).tolist())
+        self.total += view.total - self.cache.total
+        return logits
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.select(rows)
 
 
 @SPECULATES.register("freedave")
-class Drafted:
-    """Scores through `cache`, `drafts` canvases of a row per call at most.
+class Drafted(Remembered):
+    """FreeDave (arXiv:2510.00294): `drafts` canvases of a row per call at most, side by side.
 
     A draft takes the cells that the last scored canvas was surest of, as many more per step as the
-    last step took. `calls` (b,) is 1 for rows that needed a call in this step, 0 for the others.
+    last step took.
     """
 
-    prompt_only = False
+    name = "freedave"
+    known: ClassVar[dict[str, float]] = {"drafts": 4}
 
-    def __init__(
-        self, cache: Scoring, settings: Decoding, options: dict[str, Any], forbidden: Tensor
-    ) -> None:
-        drafts = with_options("speculate=freedave", options, {"drafts": 4})["drafts"]
-        self.drafts = whole("speculate=freedave: drafts", drafts)
-        if isinstance(cache, Guided) or not cache.prompt_only:
-            raise SettingError(
-                "speculate=freedave scores canvases side by side; use cache=none or prefix and no "
-                "guidance with it"
-            )
-        self.cache, self.forbidden, self.start = cache, forbidden, cache.start
-        self.order = settings.order
-        self.total = cache.total
-        self.calls: Tensor | int = 1
-        # By row still open: scored canvases by their ids, which cells (L,), and logits (n, V).
-        self.known: dict[int, dict[bytes, tuple[Tensor, Tensor]]] = {}
+    def __init__(self, request: Request, options: dict[str, Any]) -> None:
+        super().__init__(request, options)
+        self.order = request.settings.order
+        # By row still open: what was said of canvases, by their ids.
+        self.said: dict[int, dict[bytes, Said]] = {}
         self.seen: tuple[Tensor, Tensor, Tensor] | None = None  # masked, need, logits: last step
 
-    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
-        names = _names(canvas.ids)
-        missing = [r for r, name in enumerate(names) if not self._has(r, name, need[r])]
-        if missing:
-            self._call(canvas, need, torch.tensor(missing, device=need.device))
-        parts = []
-        for row, name in enumerate(names):
-            cells, logits = self.known[row][name]
-            parts.append(logits[need[row][cells]])
-        made = torch.cat(parts)
-        self.calls = torch.zeros_like(canvas.ids[:, 0])
-        self.calls[missing] = 1
-        self.seen = canvas.masked, need, made
-        return made.clone()  # the loop forbids ids in place
+    def find(self, row: int, canvas: Canvas, need: Tensor) -> Said | None:
+        said = self.said.get(row, {}).get(_name(canvas.ids[row]))
+        return said if said is not None and bool((said[0] | ~need[row]).all()) else None
 
-    def _has(self, row: int, name: bytes, need: Tensor) -> bool:
-        cells, _ = self.known.get(row, {}).get(name, (None, None))
-        return cells is not None and bool((cells | ~need).all())
+    def note(self, canvas: Canvas, need: Tensor, logits: Tensor) -> None:
+        self.seen = canvas.masked, need, logits
 
-    def _call(self, canvas: Canvas, need: Tensor, rows: Tensor) -> None:
+    def call(self, canvas: Canvas, need: Tensor, rows: Tensor) -> None:
         """Score these rows and drafts of what becomes of them."""
         owner, ids, masked = self._drafts(canvas, need, rows)
         every = canvas.select(owner)
         wide = replace(every, ids=ids, masked=masked)
         cells = need[owner] | wide.open_cells()
-        view = self.cache.view(owner)
-        logits = view.score(wide, cells).split(cells.sum(1).tolist())
-        self.total += view.total - self.cache.total
-        self.known.update({row: {} for row in rows.tolist()})
-        for row, name, where, scores in zip(
-            owner.tolist(), _names(ids), cells, logits, strict=True
-        ):
-            self.known[row][name] = where, scores
+        logits = self.scored(wide, cells, owner)
+        self.said.update({row: {} for row in rows.tolist()})
+        for row, made, where, scores in zip(owner.tolist(), ids, cells, logits, strict=True):
+            self.said[row][_name(made)] = where, scores
 
     def _drafts(self, canvas: Canvas, need: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (n,), ids and masked (n, L) of the canvases to score: `rows` as they are, then after
@@ -115,6 +183,8 @@ class Drafted:
             now = replace(now)
             now.write(tokens, taken)
             new = taken.any(1)
+            if not bool(new.any()):
+                break
             owners, ids = [*owners, rows[new]], [*ids, now.ids[new]]
             masked.append(now.masked[new])
         return torch.cat(owners), torch.cat(ids), torch.cat(masked)
@@ -136,9 +206,8 @@ class Drafted:
         return spread(best, need, 0), spread(rank, need, float("-inf"))
 
     def select(self, rows: Tensor) -> None:
-        self.cache.select(rows)
-        kept = {new: self.known.get(old, {}) for new, old in enumerate(rows.tolist())}
-        self.known = kept
+        super().select(rows)
+        self.said = {new: self.said.get(old, {}) for new, old in enumerate(rows.tolist())}
         if self.seen is not None:
             masked, need, logits = self.seen
             mine = torch.zeros_like(need)
@@ -146,5 +215,6 @@ class Drafted:
             self.seen = masked[rows], need[rows], logits[mine[need]]
 
 
-def _names(ids: Tensor) -> list[bytes]:
-    return [row.tobytes() for row in ids.cpu().numpy()]
+def _name(ids: Tensor) -> bytes:
+    name: bytes = ids.cpu().numpy().tobytes()
+    return name

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.propose import Proposal, spread
-from mmdiff.decoding.settings import PLAIN, Decoding, with_options
-from mmdiff.errors import SettingError
+from mmdiff.decoding.settings import PLAIN, Decoding, parse_rule, whole, with_options
 from mmdiff.registry import Registry
 
 
@@ -67,11 +66,28 @@ class EndOfText(Never):
 
 @STOPS.register("cut")
 class Cut(Never):
-    """Masked cells behind the first decided end keep their mask ids and are never decided: the
-    cells before are filled as if the answer went on (LLaDA-V `generate_with_embeds`)."""
+    """Masked cells behind the first decided end keep their mask ids and are not decided: the cells
+    before are filled as if the answer went on (LLaDA-V `generate_with_embeds`). Where a remask rule
+    takes that end away, they are masked again."""
+
+    def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None:
+        super().__init__(options, settings)
+        self.keeps = parse_rule(settings.remask)[0] == "none"
+        self.cut: dict[int, Tensor] = {}  # by row: ids (L,) of the cells cut off, -1 elsewhere
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
+        if seen is not None and not self.keeps:
+            self.restore(canvas, end_ids, seen.rows.tolist())
         canvas.masked = canvas.masked & ~_behind(canvas, end_ids)
+
+    def restore(self, canvas: Canvas, end_ids: Tensor, rows: list[int]) -> None:
+        """Mask again what was cut off behind ends that are gone, then note what will be cut."""
+        nothing = torch.full_like(canvas.ids[0], -1)
+        cut = torch.stack([self.cut.get(row, nothing) for row in rows])
+        canvas.masked = canvas.masked | (cut >= 0)
+        canvas.ids = torch.where(cut >= 0, cut, canvas.ids)
+        now = torch.where(_behind(canvas, end_ids), canvas.ids, -1)
+        self.cut = dict(zip(rows, now, strict=True))
 
 
 @STOPS.register("block")
@@ -91,9 +107,8 @@ class Repeating(AfterBlock):
     ids `times` times in a row (SDAR-VL `generate.py`)."""
 
     def __init__(self, options: dict[str, Any], settings: Decoding = PLAIN) -> None:
-        self.times = int(with_options("stop=repeats", options, {"times": 20})["times"])
-        if self.times < 2:
-            raise SettingError(f"stop=repeats: times={self.times} must be at least 2")
+        times = with_options("stop=repeats", options, {"times": 20})["times"]
+        self.times = whole("stop=repeats: times", times, least=2)
 
     def __call__(self, canvas: Canvas, end_ids: Tensor, seen: Seen | None = None) -> None:
         super().__call__(canvas, end_ids, seen)

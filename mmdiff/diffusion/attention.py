@@ -85,7 +85,7 @@ def allowed(query: Cells, key: Cells, layout: str) -> Tensor:
         block_q, block_k = block_q.clamp(max=1), block_k.clamp(max=1)
     own = same_copy & torch.where(copy_q == 0, block_k <= block_q, block_k == block_q)
     if layout == "causal_block":
-        own = own & (key.column <= query.column[:, None])
+        own = own & (key.column <= query.column[..., None])
     earlier_clean = (copy_k == 0) & (copy_q > 0) & (block_k < block_q)
     return see & (own | earlier_clean)
 

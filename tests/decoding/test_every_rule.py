@@ -12,9 +12,11 @@ HOLES = ([True] * 6, [True, False] * 3, [False] * 4 + [True] * 2)
 SETTINGS = {"steps": 4, "block_length": 3}
 WHOLE = ("maskgit", "remdm_cap", "remdm_conf", "remdm_rescale")  # have one block
 TOGETHER = ("batch_block_end",)  # by definition rows of a batch wait for each other
-FEWER = ("freedave",)  # steps that need no call
-# Takes no given cells and changes lengths: test_length.py; needs a network: test_policy.py.
-ELSEWHERE = ("grow", "policy")
+FEWER = ("freedave", "assd")  # steps that need no call
+# grow takes no given cells and changes lengths, guided has a second model, policy needs a network:
+# tests of their own.
+ELSEWHERE = ("grow", "guided", "policy")
+LAYOUT = {"block": "block", "assd": "causal"}  # that a rule is for
 EVERY = [
     (setting, name)
     for setting, rules in RULES.items()
@@ -37,7 +39,8 @@ def decoded(model, *rows, rule, **settings):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("setting", "name"), EVERY, ids=[f"{s}={n}" for s, n in EVERY])
 def test_every_rule(model, setting, name, temperature):
-    model.config.attention_layout = "block" if name == "block" else "prefix"
+    model.config.attention_layout = LAYOUT.get(name, "prefix")
+    model.config.shift = name == "assd"
     rule = named(setting, name) | {"temperature": temperature}
     if name in WHOLE:
         rule["block_length"] = None

@@ -1,18 +1,21 @@
 """Guidance against two plain forwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmdiff.decoding.cache import CACHES
-from mmdiff.decoding.guide import Guided
+from mmdiff.decoding.guide import Guided, without_prompt
 from mmdiff.errors import SettingError
 from tests.decoding.helpers import batch, requests
 
 
 def unguided(model, canvas):
-    """Logits of the masked cells when every prompt id is the mask id and no picture is seen."""
+    """Logits of the masked cells when every prompt id is the mask id and there is no picture."""
     ids = canvas.ids.clone()
     ids[:, : canvas.prompt_length] = model.config.mask_token_id
+    canvas = replace(canvas, segment=torch.zeros_like(canvas.segment))
     hidden = model.hidden(canvas, model.get_input_embeddings()(ids))
     return model.head(hidden[canvas.masked])
 
@@ -25,6 +28,34 @@ def test_guided_logits_are_free_plus_the_scaled_difference(model, scale):
     free = unguided(model, canvas)
     guided = Guided(CACHES.get("none"), model, canvas, scale).score(canvas, canvas.masked)
     torch.testing.assert_close(guided, free + (1 + scale) * (plain - free))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["full", "prefix"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "suffix"])
+def test_the_free_side_is_a_call_without_the_picture(model, cache, layout):
+    """The same logits as those of raw ids, mask ids for a prompt, and no pixel values."""
+    model.config.attention_layout, model.config.picture_apart = layout, True
+    canvas = batch(model, *requests(model))
+    assert canvas.features is not None
+    assert canvas.segment.any()
+    free = Guided(CACHES.get(cache), model, canvas, 1.0).free
+    blank = canvas.ids.clone()
+    blank[:, : canvas.prompt_length] = model.config.mask_token_id
+    plain = model(input_ids=blank, attention_mask=canvas.valid, writable=canvas.block > 0).logits
+    now = replace(canvas, ids=blank, segment=torch.zeros_like(canvas.segment))
+    got = free.score(now, canvas.masked)
+    if cache != "prefix" or layout == "prefix":  # where keeping the prompt's keys is exact
+        torch.testing.assert_close(got, plain[canvas.masked])
+
+
+def test_free_positions_are_those_of_a_text(model):
+    """Where a picture's cells count on three axes, the free side does not show its size."""
+    canvas = batch(model, *requests(model))
+    flat = canvas.position
+    canvas.position = torch.stack([flat, flat // 2, flat % 3])
+    blank = without_prompt(canvas, model.config.mask_token_id)
+    assert torch.equal(blank.position, flat.expand(3, -1, -1))
 
 
 def test_a_guided_step_costs_two_calls(model):

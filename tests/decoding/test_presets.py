@@ -13,6 +13,7 @@ from mmdiff.decoding.settings import REQUEST, Decoding, make_decoding
 from mmdiff.errors import SettingError
 from mmdiff.heads.base import HEADS
 from mmdiff.heads.run import compose_canvas
+from tests.decoding.guides import save_guide
 
 PRESETS = sorted(shipped("decode"))
 CELLS = 10
@@ -25,8 +26,11 @@ def tiny():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_fills_a_caption(tiny, name):
-    settings = make_decoding({"max_new_tokens": CELLS}, {"preset": name, "seed": 3})
+def test_every_preset_fills_a_caption(tiny, name, tmp_path):
+    given = {"preset": name, "seed": 3}
+    if "guided" in preset("decode", name).get("speculate", "none"):
+        given["guide"] = save_guide(tmp_path, tiny.rows, tiny.processor.tokenizer)[1]
+    settings = make_decoding({"max_new_tokens": CELLS}, given)
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     head = HEADS.get("caption")()
     if settings.length.startswith("grow"):

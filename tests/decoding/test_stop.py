@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mmdiff.decoding.loop import set_blocks
 from mmdiff.decoding.propose import Proposal
+from mmdiff.decoding.settings import Decoding
 from mmdiff.decoding.stop import STOPS, Repeats, Seen, answer_length, ends_in_repeats
 from mmdiff.errors import SettingError
 from mmdiff.processing import collate, prompt_row
@@ -37,6 +38,18 @@ def test_cells_before_the_end_stay_open():
     ids, left = stopped(canvas([MASK, MASK, END], [1, 1, 0], [1] * 3))
     assert ids == [MASK, MASK, END]
     assert left == 2
+
+
+def test_what_was_cut_off_comes_back_where_its_end_is_taken_away():
+    rule = STOPS.get("cut")({}, Decoding(remask="revise"))
+    now, ends = canvas([5, END, MASK, MASK], [0, 0, 1, 1], [1] * 4), torch.tensor([END])
+    seen = Seen(torch.tensor([0]), now.masked, None)
+    rule(now, ends, seen)
+    assert not now.masked.any()
+    now.ids[0, 3:5] = torch.tensor([8, END])  # both revised: the end, and a cell behind it
+    rule(now, ends, seen)
+    assert now.ids[0, 2:].tolist() == [5, 8, MASK, MASK]
+    assert now.masked[0, 2:].tolist() == [False, False, True, True]
 
 
 def test_nothing_happens_without_an_end():
