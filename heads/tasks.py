@@ -81,15 +81,16 @@ class Tasks:
     def paint(
         self: Any,
         text: Any,
-        codec: Any,
+        codec: Any = None,
         size: tuple[int, int] | None = None,
         **decoding: Any,
     ) -> Any:
         """Paint a text, or each of a list in one batch: a `GeneratedImage` with `.image`, `.codes`.
 
         `codec` (`mmdiff.encoders.codes.load_codec`, or the folder with its weights) makes pixels of
-        the codes; `size` (height, width) in pixels defaults to the family's own. Raises InputError
-        for a model without image codes or a size that its codes do not divide.
+        the codes; it defaults to that of `mmdiff.load`, `size` (height, width) in pixels to the
+        family's own. Raises InputError for a model without image codes or a size that its codes do
+        not divide.
         """
         made = paint(self, _listed(text), codec, size, **decoding)
         return made if isinstance(text, (list, tuple)) else made[0]

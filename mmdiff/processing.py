@@ -114,6 +114,7 @@ class Processor:
         self.image = image
         self.text = text
         self.tiling = tiling
+        self.codec: Any = None  # where pictures are codes: what makes them, or the folder it is in
         self.mask_id = int(tokenizer.mask_token_id if text.mask_id is None else text.mask_id)
         self.end_ids = text.end_ids or (int(tokenizer.eos_token_id),)
         self.end_id = self.end_ids[0]

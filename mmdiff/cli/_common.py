@@ -38,15 +38,30 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per li
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps. Default: CUDA if present.")
 ]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        metavar="FOLDER",
+        help="Weights that make codes of pictures (MMaDA, Lumina-DiMOO), if not beside the model.",
+    ),
+]
 
 
 class Session:
     """A model with decoding settings for one head: checked at once, loaded when first used."""
 
-    def __init__(self, head: str, model: str, assignments: list[str], device: str | None) -> None:
+    def __init__(
+        self,
+        head: str,
+        model: str,
+        assignments: list[str],
+        device: str | None,
+        codec: str | None = None,
+    ) -> None:
         from mmdiff.heads.base import HEADS
 
-        self.head, self.device = head, check_device(device)
+        self.head, self.device, self.codec = head, check_device(device), codec
         self.folder = resolve(model)
         self.settings = parse_assignments(assignments)
         made = decoding_of(self.folder, self.settings, HEADS.get(head).defaults)
@@ -59,7 +74,7 @@ class Session:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        return load(self.folder, device=self.device)
+        return load(self.folder, device=self.device, codec=self.codec)
 
     def run(self, inputs: list[tuple[list[Any], Any]], numbers: list[int]) -> list[Generation]:
         """The head over (pictures, text) pairs; `numbers` are their places on the command line."""

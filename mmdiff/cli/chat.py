@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmdiff.cli._common import (
+    CodecOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -35,6 +36,7 @@ def chat(
     ] = None,
     model: ModelOption = DEFAULT,
     device: DeviceOption = None,
+    codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Talk about pictures, turn by turn.
@@ -44,7 +46,7 @@ def chat(
     words, assignments = split_arguments(settings or [])
     if words:
         raise InputError(f"unexpected {words[0]!r}; type or pipe in what to say, one turn a line")
-    session = Session("chat", model, assignments, device)
+    session = Session("chat", model, assignments, device, codec)
     talk = Talk(session, [read_picture(file).image for file in image or []])
     report = Report(as_json)
     number = 0
