@@ -199,6 +199,11 @@ class Processor:
         A message is {"role", "content": str | [{"type": "image"} | {"type": "text", "text"}]}. Text
         holding an added token is taken out, encoded apart as plain text, and spliced back in.
         """
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                "this checkpoint's tokenizer has no chat template (chat_template.jinja); use "
+                "generate(input_ids=...)"
+            )
         held: list[str] = []
 
         def guard(text: str) -> str:

@@ -32,7 +32,7 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
         return processor
     if model.config.family in FAMILIES:  # one of our folders may have been converted from another
         family = FAMILIES.get(model.config.family)
-    if family.template is None or not any((folder / name).is_file() for name in TOKENIZERS):
+    if family.mask is None or not any((folder / name).is_file() for name in TOKENIZERS):
         return None
     tokenizer = read_tokenizer(folder)
     if tokenizer.chat_template is None or family.fixed_template:
@@ -42,8 +42,7 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
     for token in (family.mask, family.image):
         if token is not None and token not in ids:
             raise CheckpointError(f"{folder}: the tokenizer lacks the token {token!r}")
-    if family.mask is not None:
-        config.mask_token_id = ids[family.mask]
+    config.mask_token_id = ids[family.mask]
     if family.image is not None:
         config.image_token_id = ids[family.image]
     config.forbidden_ids = [ids[token] for token in family.forbidden if token in ids]

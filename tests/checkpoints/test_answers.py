@@ -27,7 +27,10 @@ TOKENS = {
     **dict.fromkeys(("sdar", "sdar-vl"), SDAR),
     "dimple": [*DREAM, *PICTURE],
     "lumina": LUMINA,
+    "illada": ["<[MASK]>", "<|endoftext|>"],
 }
+# iLLaDA's prompt is whatever its folder's own chat template writes.
+OWN = {"illada": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"}
 START, END = "<|start_header_id|>", "<|end_header_id|>"
 HEADERS = f"<|startoftext|>{START}user{END}\n\nwhy?<|eot_id|>{START}assistant{END}\n\n"
 TURNS = "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -37,6 +40,7 @@ PROMPTS = {
     **dict.fromkeys(("dream", "sdar", "sdar-vl"), TURNS),
     "dimple": f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{TURNS}",
     "lumina": "<user>why?</user><answer>",
+    "illada": "user: why?\n",
 }
 QUICK = ["max_new_tokens=8", "steps=4", "--json"]
 
@@ -65,7 +69,7 @@ def folder(request, tmp_path_factory):
         config["image_token_index"] = ids["<|image_pad|>"]
     path = write_config(tmp_path_factory.mktemp("answers") / "model", config)
     save_file(random_weights(config), path / "model.safetensors")
-    write_tokenizer(path, USED, named)
+    write_tokenizer(path, USED, named, chat_template=OWN.get(request.param))
     return path
 
 
