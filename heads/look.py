@@ -24,7 +24,11 @@ Seen = dict[tuple[int, int], list[int]]  # (a picture's identity, pictures in it
 
 
 def prompt(
-    model: MMDiffModel, pictures: Pictures, example: Example, seen: Seen
+    model: MMDiffModel,
+    pictures: Pictures,
+    example: Example,
+    seen: Seen,
+    compat: str | None = None,
 ) -> tuple[list[int], list[int]]:
     """The ids of an example's prompt, with its pictures' codes in their places, and the ids that
     stand fixed behind the answer. `seen` keeps what pictures became, for the batch's other rows."""
@@ -36,7 +40,8 @@ def prompt(
     for image in example.images:
         key = (id(image), count)
         if key not in seen:
-            seen[key] = pictures.cells(reader, *code_ids(model, pictures, image, count))
+            codes, width = code_ids(model, pictures, image, count)
+            seen[key] = pictures.cells(reader, codes, width, compat)
     rest = iter(example.images)
     out: list[int] = []
     for i in ids:

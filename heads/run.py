@@ -68,7 +68,8 @@ def _fill(
     began = time.perf_counter()
     processor = model.processor
     assert processor is not None
-    canvas = compose_canvas(model, processor, examples, settings.max_new_tokens)
+    cells = settings.max_new_tokens
+    canvas = compose_canvas(model, processor, examples, cells, settings.compat)
     settings = replace(settings, stop_ids=(*processor.end_ids[1:], *settings.stop_ids))
     filled = decode(model, canvas, settings, processor.end_id)
     start = canvas.prompt_length
@@ -90,7 +91,11 @@ def _fill(
 
 
 def compose_canvas(
-    model: MMDiffModel, processor: Processor, examples: list[Example], cells: int
+    model: MMDiffModel,
+    processor: Processor,
+    examples: list[Example],
+    cells: int,
+    compat: str | None = None,
 ) -> Canvas:
     """The canvas of examples whose answer regions have `cells` cells, on the model's device."""
     longest = getattr(model.backbone.config, "max_position_embeddings", None)
@@ -101,7 +106,7 @@ def compose_canvas(
         behind: list[int] = []
         images: list[int] = []
         if as_codes:
-            prompt, behind = look.prompt(model, as_codes, example, seen)
+            prompt, behind = look.prompt(model, as_codes, example, seen, compat)
         else:
             sizes = [image.size for image in example.images]
             prompt = processor.expand(processor.prompt_ids(example.messages), sizes)

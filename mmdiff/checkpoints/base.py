@@ -57,9 +57,9 @@ class Pictures:
     `published` the hub id (or a folder of one) they come from. To paint, `row(processor, text,
     (h, w))` lays out h rows of w codes, `size` is the usual (height, width) in pixels and
     `decoding` the published settings. To read, `crop(picture, n)` is what is seen of one of n
-    pictures, `cells(processor, ids, w)` what the ids of its codes become, w to a row, and
-    `ask(processor, messages)` the prompt with a PLACEHOLDER for each picture, and the ids behind
-    the answer.
+    pictures, `cells(processor, ids, w, compat)` what the ids of its codes become, w to a row (as
+    the published code has it under the name `compat`), and `ask(processor, messages)` the prompt
+    with a PLACEHOLDER for each picture, and the ids behind the answer.
     """
 
     codec: str
@@ -69,7 +69,7 @@ class Pictures:
     size: tuple[int, int]
     decoding: Mapping[str, Any]
     crop: Callable[[Image.Image, int], Image.Image]
-    cells: Callable[[Any, list[int], int], list[int]]
+    cells: Callable[[Any, list[int], int, str | None], list[int]]
     ask: Callable[[Any, Sequence[dict[str, Any]]], tuple[list[int], list[int]]]
 
 

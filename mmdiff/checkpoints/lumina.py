@@ -69,10 +69,13 @@ def picture_row(processor: Any, text: str, grid: tuple[int, int]) -> PictureRow:
     )
 
 
-def picture_cells(processor: Any, codes: list[int], width: int) -> list[int]:
-    """<IMAGE>, the rows of the picture, each closed by a newline, </IMAGE>."""
+def picture_cells(processor: Any, codes: list[int], width: int, compat: str | None) -> list[int]:
+    """<IMAGE>, the rows of the picture, each closed by a newline, </IMAGE>. With compat=lumina as
+    `inference_mmu.py` has it: that is cut into rows once more, and only so many cells are kept as
+    there are codes."""
     ids = named_ids(processor.tokenizer, NAMES, IDS)
-    return [ids["boi"], *rows_of(codes, width, ids["newline"]), ids["eoi"]]
+    picture = [ids["boi"], *rows_of(codes, width, ids["newline"]), ids["eoi"]]
+    return rows_of(picture[: len(codes)], width, ids["newline"]) if compat == "lumina" else picture
 
 
 def ask(processor: Any, messages: Sequence[dict[str, Any]]) -> tuple[list[int], list[int]]:

@@ -131,8 +131,8 @@ def ids_of(processor: Any) -> Ids:
     return Ids(**named_ids(processor.tokenizer, NAMES, asdict(Ids())))
 
 
-def picture_cells(processor: Any, codes: list[int], width: int) -> list[int]:
-    """<soi> codes <eoi>."""
+def picture_cells(processor: Any, codes: list[int], width: int, compat: str | None) -> list[int]:
+    """<soi> codes <eoi>, whatever the `width`; the published code is followed in any case."""
     ids = ids_of(processor)
     return [ids.soi, *codes, ids.eoi]
 

@@ -71,7 +71,8 @@ def place_codec(model: MMDiffModel, folder: Path, given: Any = None) -> None:
     pictures = pictures_of(model.config)
     if pictures is None or model.processor is None:
         if given is not None:
-            raise SettingError(f"codec={given}: {folder} reads no pictures as codes; leave it out")
+            why = "reads no pictures as codes" if pictures is None else "has no tokenizer"
+            raise SettingError(f"codec={given}: {folder} {why}; leave it out")
         return
     if isinstance(given, (str, Path)):
         given = codec_folder(str(given))

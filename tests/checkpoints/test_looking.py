@@ -119,6 +119,16 @@ def test_lumina_puts_pictures_behind_the_question(models):
     assert canvas_of(model, [], "why?").ids[0].tolist() == words + [MASK] * 3 + close
 
 
+def test_lumina_as_published_breaks_rows_twice(models):
+    model = models["lumina"]
+    whole, newline = lumina_picture(model, BRIGHT, 13, 18), spell(model, "<end-of-line>")
+    twice = [cell for row in range(13) for cell in whole[18 * row : 18 * (row + 1)] + newline]
+    example = HEADS.get("answer")().compose(model.processor, [LIGHT, DARK], "which?")
+    ids = compose_canvas(model, model.processor, [example], 3, "lumina").ids[0].tolist()
+    start = len(spell(model, f"{SYSTEM}<user>which?"))
+    assert ids[start : start + len(twice)] == twice
+
+
 def test_lumina_in_a_conversation(models):
     """Pictures stand in their own turn; a system message of the user's replaces the usual one."""
     model, image = models["lumina"], {"type": "image"}
@@ -237,13 +247,13 @@ def test_on_the_command_line(magvit, tmp_path, capsys, monkeypatch):
     assert main(["answer", "why?", *model]) == 0  # words need no codec
     assert main(["answer", str(picture), "why?", "--codec", str(magvit), *model]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert rows[-1]["file"] == str(picture) and rows[-1]["nfe"] == 2
+    assert rows[-1]["file"] == str(picture) and 1 <= rows[-1]["nfe"] <= 2
     magvit.rename(folder / "magvitv2")  # beside the model it is found
     assert main(["caption", str(picture), *model]) == 0
     monkeypatch.setattr("sys.stdin", io.StringIO("why?\nand?\n"))
     assert main(["chat", "--image", str(picture), *model]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["nfe"] for row in rows] == [2, 2, 2]
+    assert [1 <= row["nfe"] <= 2 for row in rows] == [True] * 3
 
 
 def test_lumina_with_its_own_codec(models, tmp_path, capsys):
@@ -263,4 +273,4 @@ def test_lumina_with_its_own_codec(models, tmp_path, capsys):
     LIGHT.resize((40, 160)).save(picture)
     model = ["--model", str(folder), "--json", "max_new_tokens=4", "steps=2"]
     assert main(["answer", str(picture), "why?", *model]) == 0
-    assert json.loads(capsys.readouterr().out)["nfe"] == 2
+    assert 1 <= json.loads(capsys.readouterr().out)["nfe"] <= 2
