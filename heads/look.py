@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from mmdiff.checkpoints.base import Pictures
+from mmdiff.checkpoints.base import Pictures, pictures_of
 from mmdiff.encoders.codes import Codec, load_codec
 from mmdiff.encoders.codes.frames import to_pixels
-from mmdiff.errors import InputError
+from mmdiff.errors import InputError, SettingError
 from mmdiff.processing import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -86,18 +86,29 @@ def codes_of(model: MMDiffModel, codec: Codec) -> tuple[int, int]:
     return first, count
 
 
+def use_codec(model: MMDiffModel, codec: Codec | str | Path) -> None:
+    """Make this codec the model's own; the folder of one that is loaded already changes nothing."""
+    pictures, processor = pictures_of(model.config), model.processor
+    if pictures is None or processor is None:
+        raise SettingError(f"codec={codec}: this model reads no pictures as codes; leave it out")
+    if not isinstance(codec, (str, Path)):
+        processor.codec = codec
+    elif getattr(processor.codec, "place", None) != Path(codec):
+        processor.codec = Path(codec)
+
+
 def codec_of(model: MMDiffModel, pictures: Pictures) -> Codec:
     """The codec of the model's pictures, loaded when first asked for; InputError where none is."""
     processor = model.processor
     assert processor is not None
-    place: Any = processor.codec
-    if place is None or (isinstance(place, (str, Path)) and not Path(place).exists()):
+    place = processor.codec
+    if place is None or (isinstance(place, Path) and not place.exists()):
         raise InputError(
             f"{place or 'this model'}: the codec that makes codes of pictures is not there; name "
-            f"its folder (--codec, or mmdiff.load(..., codec=...)); it is published as "
-            f"{pictures.published}"
+            f"its folder as codec=FOLDER (it is published as {pictures.published})"
         )
-    if isinstance(place, (str, Path)):
+    if isinstance(place, Path):
         processor.codec = load_codec(pictures.codec, place, device=model.device)
+        processor.codec.place = place
     codec: Codec = processor.codec
     return codec

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mmdiff.checkpoints.base import Pictures, pictures_of
-from mmdiff.encoders.codes import Codec, load_codec
+from mmdiff.encoders.codes import Codec
 from mmdiff.errors import InputError
 from mmdiff.heads.base import require_text
-from mmdiff.heads.look import codec_of, codes_of
+from mmdiff.heads.look import codec_of, codes_of, use_codec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,13 +41,13 @@ def paint(
     size: tuple[int, int] | None,
     **decoding: Any,
 ) -> list[GeneratedImage]:
-    """A picture of `size` (height, width) for each text, in one batch. No `codec`: the model's."""
+    """A picture of `size` (height, width) for each text, in one batch."""
     began = time.perf_counter()
     pictures, processor = how(model), model.processor
     assert processor is not None
-    if isinstance(codec, (str, Path)):
-        codec = load_codec(pictures.codec, codec, device=model.device)
-    net: Codec = codec or codec_of(model, pictures)
+    if codec is not None:
+        use_codec(model, codec)
+    net = codec_of(model, pictures)
     grid = grid_of(size or pictures.size, net)
     first, count = codes_of(model, net)
     rows = [pictures.row(processor, require_text(text, "text"), grid) for text in texts]

@@ -131,7 +131,6 @@ def load(
     dtype: str | torch.dtype | None = None,
     download: bool = False,
     device_map: str | Mapping[str, Any] | None = None,
-    codec: Any = None,
 ) -> MMDiffModel:
     """Load a model strictly: a missing, extra or mis-shaped tensor raises CheckpointError. A folder
     of adapters opens as the base it names with the adapters merged (`mmdiff.adapters`).
@@ -139,9 +138,7 @@ def load(
     `device` defaults to CUDA when present, `dtype` to float32 on CPU and bfloat16 on CUDA. A device
     that is not there raises SettingError. A hub id is looked up on this machine; the network is
     asked only with `download`. `device_map` is transformers' word for `device`: "auto", a device,
-    or a map that puts every part on the same one. `codec` makes codes of pictures where the family
-    reads these so: one of `mmdiff.encoders.codes`, the folder of its weights or a hub id; without
-    it, the one beside the checkpoint.
+    or a map that puts every part on the same one.
     """
     import torch
 
@@ -151,7 +148,7 @@ def load(
     if device_map is not None:
         device = one_device(device, device_map)
     if base := adapters.base_of(folder):
-        return adapters.merge(load(base, device, dtype, download, codec=codec), folder)
+        return adapters.merge(load(base, device, dtype, download), folder)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(str(check_device(str(device))))
@@ -162,8 +159,6 @@ def load(
     if isinstance(dtype, str):
         dtype = check_dtype(dtype)
     if native := find_native(read_config(folder)):
-        if codec is not None:
-            raise SettingError(f"codec={codec}: {folder} reads no pictures as codes; leave it out")
         opened = native.load(folder, device, dtype)
         opened.config.revision = hub.commit(folder)
         return opened
@@ -171,7 +166,7 @@ def load(
     model = weights.empty(config, folder)
     weights.fill(model, folder, partial(our_key, family), device, dtype)
     model.processor = prompts.processor_of(model, family, folder)
-    prompts.place_codec(model, folder, codec)
+    prompts.find_codec(model, folder)
     return model.to(device).eval()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdiff.checkpoints import hub
-from mmdiff.checkpoints.base import FAMILIES, Pictures, pictures_of
+from mmdiff.checkpoints.base import FAMILIES, pictures_of
 from mmdiff.encoders.vision.patches import Patching
-from mmdiff.errors import CheckpointError, SettingError
+from mmdiff.errors import CheckpointError
 from mmdiff.processing import ImageSettings, Processor, TextSettings, read_tokenizer
 
 if TYPE_CHECKING:
@@ -61,40 +62,13 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
     return Processor(tokenizer, image, text, model.tiling)
 
 
-def place_codec(model: MMDiffModel, folder: Path, given: Any = None) -> None:
-    """Tell the processor which codec makes codes of pictures, or in which folder its weights are.
-
-    `given` is either, or a hub id on this machine; without it, the folder's own or the one that the
-    family published. Raises SettingError for a model that has no use for one, CheckpointError for
-    one that is not there.
-    """
+def find_codec(model: MMDiffModel, folder: Path) -> None:
+    """Tell the processor where the codec of pictures should be, if these are codes: inside the
+    checkpoint's folder, else in the hub's cache."""
     pictures = pictures_of(model.config)
     if pictures is None or model.processor is None:
-        if given is not None:
-            why = "reads no pictures as codes" if pictures is None else "has no tokenizer"
-            raise SettingError(f"codec={given}: {folder} {why}; leave it out")
         return
-    if isinstance(given, (str, Path)):
-        given = codec_folder(str(given))
-    model.processor.codec = given or own_codec(folder, pictures)
-
-
-def codec_folder(name: str) -> Path:
-    """The folder (or file) of a codec's weights by its path or hub id; raises CheckpointError."""
-    path = Path(name)
-    if path.exists():
-        return path
-    if hub.NAME.fullmatch(name):
-        return hub.find(name)
-    raise CheckpointError(f"codec={name}: there is no such folder; name the one of its weights")
-
-
-def own_codec(folder: Path, pictures: Pictures) -> Path:
-    """Where a checkpoint's codec should be: inside its folder, else in the hub's cache."""
-    inside = folder / pictures.folder
-    if inside.exists() or not hub.NAME.fullmatch(pictures.published):
-        return inside
-    try:
-        return hub.find(pictures.published)
-    except CheckpointError:
-        return inside
+    inside = model.processor.codec = folder / pictures.folder
+    if not inside.exists() and hub.NAME.fullmatch(pictures.published):
+        with suppress(CheckpointError):
+            model.processor.codec = hub.find(pictures.published)

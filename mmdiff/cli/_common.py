@@ -38,32 +38,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per li
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps. Default: CUDA if present.")
 ]
-CodecOption = Annotated[
-    str | None,
-    typer.Option(
-        "--codec",
-        metavar="FOLDER",
-        help="Weights that make codes of pictures (MMaDA, Lumina-DiMOO), if not beside the model.",
-    ),
-]
 
 
 class Session:
     """A model with decoding settings for one head: checked at once, loaded when first used."""
 
-    def __init__(
-        self,
-        head: str,
-        model: str,
-        assignments: list[str],
-        device: str | None,
-        codec: str | None = None,
-    ) -> None:
+    def __init__(self, head: str, model: str, assignments: list[str], device: str | None) -> None:
         from mmdiff.heads.base import HEADS
 
-        self.head, self.device, self.codec = head, check_device(device), codec
+        self.head, self.device = head, check_device(device)
         self.folder = resolve(model)
         self.settings = parse_assignments(assignments)
+        self.codec = self.settings.pop("codec", None)
         made = decoding_of(self.folder, self.settings, HEADS.get(head).defaults)
         if any(rule in self.settings for rule in RULES):
             check_rules(made)
@@ -74,13 +60,15 @@ class Session:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        return load(self.folder, device=self.device, codec=self.codec)
+        return load(self.folder, device=self.device)
 
     def run(self, inputs: list[tuple[list[Any], Any]], numbers: list[int]) -> list[Generation]:
         """The head over (pictures, text) pairs; `numbers` are their places on the command line."""
         settings = dict(self.settings)
         if isinstance(settings.get("seed"), list):
             settings["seed"] = [settings["seed"][number] for number in numbers]
+        if self.codec is not None:
+            settings["codec"] = str(self.codec)
         return self.model.run(self.head, inputs, **settings) if inputs else []
 
     def trace_to(self, path: Path) -> None:

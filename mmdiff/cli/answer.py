@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mmdiff.cli._common import (
-    CodecOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -34,7 +33,6 @@ def answer(
     ] = None,
     model: ModelOption = DEFAULT,
     device: DeviceOption = None,
-    codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Answer a question, about a picture or without one."""
@@ -47,7 +45,7 @@ def answer(
     if words:
         raise InputError(f"unexpected {words[0]!r} behind the question; put the question in quotes")
     question = require_text(question, "question")
-    session = Session("answer", model, assignments, device, codec)
+    session = Session("answer", model, assignments, device)
     report = Report(as_json)
     if not files:
         session.check_seeds(1)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mmdiff.cli._common import (
-    CodecOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -39,7 +38,6 @@ def caption(
     ] = None,
     model: ModelOption = DEFAULT,
     device: DeviceOption = None,
-    codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Describe pictures in words.
@@ -54,7 +52,7 @@ def caption(
         raise InputError("--prompt is empty; leave it out for the usual description")
     if animate and len(files) > 1:
         raise InputError(f"--animate draws one picture, got {len(files)}; run it once for each")
-    session = Session("caption", model, assignments, device, codec)
+    session = Session("caption", model, assignments, device)
     if animate:
         session.trace_to(animate)
     report = Report(as_json, many=len(files) > 1)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmdiff.cli._common import (
-    CodecOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -36,7 +35,6 @@ def chat(
     ] = None,
     model: ModelOption = DEFAULT,
     device: DeviceOption = None,
-    codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Talk about pictures, turn by turn.
@@ -46,7 +44,7 @@ def chat(
     words, assignments = split_arguments(settings or [])
     if words:
         raise InputError(f"unexpected {words[0]!r}; type or pipe in what to say, one turn a line")
-    session = Session("chat", model, assignments, device, codec)
+    session = Session("chat", model, assignments, device)
     talk = Talk(session, [read_picture(file).image for file in image or []])
     report = Report(as_json)
     number = 0

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import mmdiff
 from mmdiff.cli.main import main
 from mmdiff.encoders.codes.magvit import Magvit
-from mmdiff.errors import CheckpointError, InputError, SettingError
+from mmdiff.errors import InputError, SettingError
 from mmdiff.heads.base import HEADS
 from mmdiff.heads.run import compose_canvas
 from tests.checkpoints.helpers import random_weights, tiny, write, write_config, write_tokenizer
@@ -60,7 +60,8 @@ def models(tmp_path_factory):
     made = {}
     for name in AROUND:
         path = folder_of(name, tmp_path_factory.mktemp("looking") / name)
-        made[name] = mmdiff.load(path, device="cpu", codec=Mosaic())
+        made[name] = mmdiff.load(path, device="cpu")
+        made[name].processor.codec = Mosaic()
         made[name].config.codes = [USED, CODES]
     return made
 
@@ -209,18 +210,21 @@ def test_a_tokenizer_without_the_tokens_around_pictures(tmp_path):
     config = roomy(tiny("mmada"))
     save_file(random_weights(config), write_config(tmp_path, config) / "model.safetensors")
     write_tokenizer(tmp_path, USED, dict(enumerate(LLADA, start=MASK)))
-    model = mmdiff.load(tmp_path, device="cpu", codec=Mosaic())
+    model = mmdiff.load(tmp_path, device="cpu")
     with pytest.raises(InputError, match=r"needs the id 126089, but this model has \d+ rows"):
-        model.answer(LIGHT, "why?", **QUICK)
+        model.answer(LIGHT, "why?", codec=Mosaic(), **QUICK)
 
 
 def test_a_codec_that_nobody_uses_or_that_is_not_there(tmp_path):
-    write(tmp_path / "llada", "llada")
+    write(tmp_path, "llada")
+    write_tokenizer(tmp_path, 62, {60: "<|mdm_mask|>", 61: "<|endoftext|>"})
     with pytest.raises(SettingError, match="reads no pictures as codes; leave it out"):
-        mmdiff.load(tmp_path / "llada", device="cpu", codec=Mosaic())
-    folder = folder_of("mmada", tmp_path / "mmada")
-    with pytest.raises(CheckpointError, match="codec=here/or/there: there is no such folder"):
-        mmdiff.load(folder, device="cpu", codec="here/or/there")
+        mmdiff.load(tmp_path, device="cpu").answer(None, "why?", codec=Mosaic())
+    model = mmdiff.load(folder_of("mmada", tmp_path / "mmada"), device="cpu")
+    with pytest.raises(InputError, match=r"here/or/there: the codec .* is not there"):
+        model.answer(LIGHT, "why?", codec="here/or/there")
+    codec = Mosaic()
+    assert model.answer(LIGHT, "why?", codec=codec, **QUICK) and model.processor.codec is codec
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +247,9 @@ def test_on_the_command_line(magvit, tmp_path, capsys, monkeypatch):
     assert main(["answer", str(picture), "why?", *model]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"{folder}/magvitv2: the codec" in error
-    assert "--codec" in error and "showlab/magvitv2" in error
+    assert "codec=FOLDER" in error and "showlab/magvitv2" in error
     assert main(["answer", "why?", *model]) == 0  # words need no codec
-    assert main(["answer", str(picture), "why?", "--codec", str(magvit), *model]) == 0
+    assert main(["answer", str(picture), "why?", f"codec={magvit}", *model]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows[-1]["file"] == str(picture) and 1 <= rows[-1]["nfe"] <= 2
     magvit.rename(folder / "magvitv2")  # beside the model it is found
