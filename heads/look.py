@@ -46,7 +46,7 @@ def prompt(
     out: list[int] = []
     for i in ids:
         out += seen[id(next(rest)), count] if i == PLACEHOLDER else [i]
-    if (top := max(*out, *behind)) >= model.rows:
+    if (top := max((0, *out, *behind))) >= model.rows:
         raise InputError(
             f"the prompt needs the id {top}, but this model has {model.rows} rows; its tokenizer "
             "must name the tokens around pictures and answers"
