@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmdiff.backbone import PARTS, see_in_parts
 from mmdiff.data.source import Sample, Turn
+from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import TrainingError
 from mmdiff.heads.answer import Answer
 from mmdiff.heads.run import compose_canvas
@@ -137,7 +138,7 @@ def test_a_head_composes_what_training_packed(model):
     trained = model.score(canvas, canvas.writable).split([len(a) for _, a in pairs])
     for turn, (_, answer), logits in zip(turns, pairs, trained, strict=True):
         example = Answer().compose(processor, [picture], turn.request)
-        asked = compose_canvas(model, processor, [example], len(answer))
+        asked = compose_canvas(model, processor, [example], Decoding(max_new_tokens=len(answer)))
         torch.testing.assert_close(model.score(asked, asked.masked), logits)
 
 

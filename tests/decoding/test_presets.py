@@ -36,7 +36,7 @@ def test_every_preset_fills_a_caption(tiny, name, tmp_path):
     if settings.length.startswith("grow"):
         settings = dataclasses.replace(settings, length="fixed")  # growing takes no given cells
     examples = [head.compose(tiny.processor, [picture], None) for picture in pictures]
-    canvas = compose_canvas(tiny, tiny.processor, examples, CELLS)
+    canvas = compose_canvas(tiny, tiny.processor, examples, Decoding(max_new_tokens=CELLS))
     given = [canvas.prompt_length + cell for cell in GIVEN]
     canvas.ids[:, given], canvas.masked[:, given], canvas.writable[:, given] = 40, False, False
     prompt = canvas.ids[:, : canvas.prompt_length].clone()

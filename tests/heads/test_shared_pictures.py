@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 import mmdiff
+from mmdiff.decoding.settings import Decoding
 from mmdiff.heads.base import Example, user_message
 from mmdiff.heads.run import compose_canvas
 
@@ -26,7 +27,7 @@ def test_encoded_once(checkpoint, picture):
     model = mmdiff.load(checkpoint)
     a, b = Image.open(picture).convert("RGB"), Image.open(picture).convert("RGB")
     examples = [Example([user_message("x", 1)], [image]) for image in (a, b, a)]
-    features = compose_canvas(model, model.processor, examples, 4).features
+    features = compose_canvas(model, model.processor, examples, Decoding(max_new_tokens=4)).features
     assert features.pixel_values.shape[0] == 2
     tokens = model.image_tokens
     assert features.source.view(3, tokens)[2].tolist() == list(range(tokens))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmdiff.config import build
 from mmdiff.data.recorded import CHUNK, Divided, Mixture, permutation
+from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import DataError, SettingError
 from mmdiff.heads.chat import Chat
 from mmdiff.heads.run import compose_canvas
@@ -277,7 +278,9 @@ def test_a_chat_has_the_logits_of_its_training(talks, model):
             parts = [p for m in messages for p in m["content"] if isinstance(p, dict)]
             shown = sum(part["type"] == "image" for part in parts)
             example = Chat().compose(processor, list(sample.images[:shown]), messages)
-            request = compose_canvas(model, processor, [example], len(answer))
+            request = compose_canvas(
+                model, processor, [example], Decoding(max_new_tokens=len(answer))
+            )
             asked.append(model.score(request, request.masked))
         logits = torch.cat(asked)
         torch.testing.assert_close(trained.sort(0).values, logits.sort(0).values)
