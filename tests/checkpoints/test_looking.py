@@ -126,13 +126,8 @@ def test_lumina_as_published_breaks_rows_twice(models):
     whole, newline = lumina_picture(model, BRIGHT, 13, 18), spell(model, "<end-of-line>")
     twice = [cell for row in range(13) for cell in whole[18 * row : 18 * (row + 1)] + newline]
     example = HEADS.get("answer")().compose(model.processor, [LIGHT, DARK], "which?")
-    ids = (
-        compose_canvas(
-            model, model.processor, [example], Decoding(max_new_tokens=3, compat="lumina")
-        )
-        .ids[0]
-        .tolist()
-    )
+    settings = Decoding(max_new_tokens=3, compat="lumina")
+    ids = compose_canvas(model, model.processor, [example], settings).ids[0].tolist()
     start = len(spell(model, f"{SYSTEM}<user>which?"))
     assert ids[start : start + len(twice)] == twice
 
@@ -147,11 +142,8 @@ def test_lumina_in_a_conversation(models):
         {"role": "user", "content": [{"type": "text", "text": "and "}, image]},
     ]
     example = HEADS.get("chat")().compose(model.processor, [DARK, LIGHT], messages)
-    ids = (
-        compose_canvas(model, model.processor, [example], Decoding(max_new_tokens=1))
-        .ids[0]
-        .tolist()
-    )
+    settings = Decoding(max_new_tokens=1)
+    ids = compose_canvas(model, model.processor, [example], settings).ids[0].tolist()
     first, second = lumina_picture(model, USED, 16, 16), lumina_picture(model, BRIGHT, 13, 18)
     words = "<system>be short</system><user>one?", "</user><answer>yes</answer><user>and "
     expected = spell(model, words[0]) + first + spell(model, words[1]) + second

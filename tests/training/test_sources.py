@@ -278,9 +278,8 @@ def test_a_chat_has_the_logits_of_its_training(talks, model):
             parts = [p for m in messages for p in m["content"] if isinstance(p, dict)]
             shown = sum(part["type"] == "image" for part in parts)
             example = Chat().compose(processor, list(sample.images[:shown]), messages)
-            request = compose_canvas(
-                model, processor, [example], Decoding(max_new_tokens=len(answer))
-            )
+            settings = Decoding(max_new_tokens=len(answer))
+            request = compose_canvas(model, processor, [example], settings)
             asked.append(model.score(request, request.masked))
         logits = torch.cat(asked)
         torch.testing.assert_close(trained.sort(0).values, logits.sort(0).values)
