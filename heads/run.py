@@ -15,7 +15,7 @@ from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads import look
 from mmdiff.heads.base import Example, Head
-from mmdiff.processing import Row, collate, part_picture, prompt_row
+from mmdiff.processing import Row, collate, part_picture, prompt_row, turn_blocks
 
 if TYPE_CHECKING:
     from mmdiff.canvas import Canvas
@@ -108,10 +108,10 @@ def compose_canvas(
     for example in examples:
         behind: list[int] = []
         images: list[int] = []
+        sizes = [image.size for image in example.images]
         if as_codes:
             prompt, behind = look.prompt(model, as_codes, example, seen, settings.compat)
         else:
-            sizes = [image.size for image in example.images]
             prompt = processor.expand(processor.prompt_ids(example.messages), sizes)
             pictures.update({id(image): image for image in example.images})
             numbers = list(pictures)
@@ -121,12 +121,16 @@ def compose_canvas(
             template, holes = [processor.mask_id] * cells, [True] * cells
         check_length(longest, len(prompt), cells)
         fixed = [False] * len(behind)
-        rows.append(prompt_row(prompt, [*template, *behind], [*holes, *fixed], images))
+        row = prompt_row(prompt, [*template, *behind], [*holes, *fixed], images)
+        if model.config.turn_causal:
+            ends = processor.turn_ends(prompt, example.messages, sizes)
+            row.block[: row.prompt] = turn_blocks(prompt, ends, processor.image_token_id)
+        rows.append(row)
     pixels, blocks = processor.read(list(pictures.values())) if pictures else (None, None)
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, blocks=blocks).to(
         model.device
     )
-    if model.config.picture_apart:
+    if model.config.picture_apart and not model.config.turn_causal:
         part_picture(canvas)
     if model.three_axes:
         canvas.position = positions.of_canvas(canvas)

@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from mmdiff.errors import SettingError
 from tests.helpers import NEW_MODEL
@@ -25,6 +27,7 @@ RECIPE = {
     "workers": 0,
     "ema": 0.9,
     "validate_every": 1000,
+    "report": "none",
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -91,6 +94,57 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
     finish(start(tmp_path, tmp_path / "two", launcher, **settings))
     assert len(losses(tmp_path / "two")) == 12
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_fifty_steps_are_the_same_however_they_are_shared(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    settings = {"max_steps": 50, "warmup_steps": 10}
+    finish(start(tmp_path, tmp_path / "one", **settings))
+    finish(start(tmp_path, tmp_path / "two", launcher, **settings))
+    finish(start(tmp_path, tmp_path / "parts", accumulate=4, **settings))
+    assert len(losses(tmp_path / "one")) == 50
+    for shared in ("two", "parts"):
+        assert losses(tmp_path / shared) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sharded_weights_learn_what_whole_ones_do(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    settings = {"max_steps": 8, "min_lr_ratio": 1.0, "ema": 0.0, "objective": {"anchors": 0.5}}
+    finish(start(tmp_path, tmp_path / "whole", **settings))
+    output = tmp_path / "run"
+    finish(start(tmp_path, output, launcher, **{**settings, "max_steps": 4}, shard=True))
+    finish(start(tmp_path, output, launcher, **settings, shard=True, accumulate=2))
+    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert logged(output)[-1]["validation"] == pytest.approx(
+        logged(tmp_path / "whole")[-1]["validation"], rel=1e-5
+    )
+    found, wanted = (
+        load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")
+    )
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    # A run without shards goes on from it.
+    more = {**settings, "max_steps": 9}
+    finish(start(tmp_path, output, **more))
+    assert len(losses(output)) == 9
+
+
+def test_shards_that_cannot_be(tmp_path, monkeypatch):
+    from mmdiff.training.loop import Trainer
+
+    shorten_text(monkeypatch)
+    adamw = {"optimizer": "adamw", "ema": 0.0}
+    with pytest.raises(SettingError, match="needs several processes"):
+        Trainer(recipe(tmp_path / "run", shard=True, **adamw))
+    with pytest.raises(SettingError, match="without ema, lora and compile"):
+        recipe(tmp_path / "run", shard=True, optimizer="adamw")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingError, match="launch without --use_fsdp"):
+        Trainer(recipe(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_saves_and_a_resumed_run_is_the_same(tmp_path):
