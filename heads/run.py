@@ -100,32 +100,9 @@ def compose_canvas(
 ) -> Canvas:
     """The canvas of examples whose answer regions have `max_new_tokens` cells or the size of their
     templates, on the model's device."""
-    cells = settings.max_new_tokens
-    longest = rope.longest(model.backbone.config, settings.rope_scale)
-    rows: list[Row] = []
     pictures: dict[int, Any] = {}  # by identity: one shown to several rows is encoded once
-    as_codes, seen = pictures_of(model.config), look.Seen()
-    for example in examples:
-        behind: list[int] = []
-        images: list[int] = []
-        sizes = [image.size for image in example.images]
-        if as_codes:
-            prompt, behind = look.prompt(model, as_codes, example, seen, settings.compat)
-        else:
-            prompt = processor.expand(processor.prompt_ids(example.messages), sizes)
-            pictures.update({id(image): image for image in example.images})
-            numbers = list(pictures)
-            images = [numbers.index(id(image)) for image in example.images]
-        template, holes = example.template, example.holes
-        if template is None or holes is None:
-            template, holes = [processor.mask_id] * cells, [True] * cells
-        check_length(longest, len(prompt), cells)
-        fixed = [False] * len(behind)
-        row = prompt_row(prompt, [*template, *behind], [*holes, *fixed], images)
-        if model.config.turn_causal:
-            ends = processor.turn_ends(prompt, example.messages, sizes)
-            row.block[: row.prompt] = turn_blocks(prompt, ends, processor.image_token_id)
-        rows.append(row)
+    seen = look.Seen()
+    rows = [compose_row(model, processor, each, settings, pictures, seen) for each in examples]
     pixels, blocks = processor.read(list(pictures.values())) if pictures else (None, None)
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, blocks=blocks).to(
         model.device
@@ -135,6 +112,37 @@ def compose_canvas(
     if model.three_axes:
         canvas.position = positions.of_canvas(canvas)
     return canvas
+
+
+def compose_row(
+    model: MMDiffModel,
+    processor: Processor,
+    example: Example,
+    settings: Decoding,
+    pictures: dict[int, Any],
+    seen: look.Seen,
+) -> Row:
+    """One row; its pictures join `pictures`, or `seen` where they stand in the prompt as codes."""
+    sizes = [image.size for image in example.images]
+    behind: list[int] = []
+    images: list[int] = []
+    if as_codes := pictures_of(model.config):
+        prompt, behind = look.prompt(model, as_codes, example, seen, settings.compat)
+    else:
+        prompt = processor.expand(processor.prompt_ids(example.messages), sizes)
+        pictures.update({id(image): image for image in example.images})
+        numbers = list(pictures)
+        images = [numbers.index(id(image)) for image in example.images]
+    cells, template, holes = settings.max_new_tokens, example.template, example.holes
+    if template is None or holes is None:
+        template, holes = [processor.mask_id] * cells, [True] * cells
+    check_length(rope.longest(model.backbone.config, settings.rope_scale), len(prompt), cells)
+    holes = [*holes, *(False for _ in behind)]
+    row = prompt_row(prompt, [*template, *behind], holes, images)
+    if model.config.turn_causal:
+        ends = processor.turn_ends(prompt, example.messages, sizes)
+        row.block[: row.prompt] = turn_blocks(prompt, ends, processor.image_token_id)
+    return row
 
 
 def row_trace(steps: list[Step], row: int, start: int) -> list[dict[str, Any]]:
