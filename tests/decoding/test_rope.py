@@ -98,7 +98,7 @@ def test_bad_scales_are_refused(model, rule, words):
 
 def test_another_rope_is_refused(model, monkeypatch):
     rotary = model.backbone.rotary_emb
-    monkeypatch.setattr(rotary, "inv_freq", rotary.inv_freq / 8)  # linear scaling
+    monkeypatch.setitem(rotary._buffers, "inv_freq", rotary.inv_freq / 8)  # linear scaling
     with pytest.raises(SettingError, match="llama backbone does not rotate by one base"):
         fill(model, requests(model)[0], rope_scale=2)
 
