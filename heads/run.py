@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmdiff import positions
+from mmdiff.decoding import rope
 from mmdiff.decoding.loop import Step, decode
 from mmdiff.decoding.settings import Decoding, limited, with_seed
 from mmdiff.decoding.stop import answer_length
@@ -66,7 +67,8 @@ def _fill(
     began = time.perf_counter()
     processor = model.processor
     assert processor is not None
-    canvas = compose_canvas(model, processor, examples, settings.max_new_tokens)
+    cells, rope_scale = settings.max_new_tokens, settings.rope_scale
+    canvas = compose_canvas(model, processor, examples, cells, rope_scale)
     settings = replace(settings, stop_ids=(*processor.end_ids[1:], *settings.stop_ids))
     filled = decode(model, canvas, settings, processor.end_id)
     start = canvas.prompt_length
@@ -88,10 +90,14 @@ def _fill(
 
 
 def compose_canvas(
-    model: MMDiffModel, processor: Processor, examples: list[Example], cells: int
+    model: MMDiffModel,
+    processor: Processor,
+    examples: list[Example],
+    cells: int,
+    rope_scale: float | str = 1.0,
 ) -> Canvas:
     """The canvas of examples whose answer regions have `cells` cells, on the model's device."""
-    longest = getattr(model.backbone.config, "max_position_embeddings", None)
+    longest = rope.longest(model.backbone.config, rope_scale)
     rows: list[Row] = []
     pictures: dict[int, Any] = {}  # by identity: one shown to several rows is encoded once
     for example in examples:

@@ -24,6 +24,7 @@ class Cache(Protocol):
     total: int = 0  # of the backbone so far; rows may need calls of their own
     start: int = 0  # first column that a step feeds
     prompt_only: ClassVar[bool] = False  # keeps nothing of the answer between steps
+    foreseen: bool = False  # scores only the cells that are decided, which must be known before
     options: ClassVar[dict[str, float]] = {}  # with defaults; arguments of the class
 
     def __init__(
@@ -46,7 +47,8 @@ class Cache(Protocol):
 
 
 CACHES: Registry[type[Cache]] = Registry(
-    "cache", modules=("mmdiff.decoding.windows", "mmdiff.decoding.max_logit")
+    "cache",
+    modules=tuple(f"mmdiff.decoding.{n}" for n in ("windows", "max_logit", "refresh")),
 )
 
 

@@ -82,7 +82,9 @@ class Accept(Protocol):
 
 ACCEPTS: Registry[type[Accept]] = Registry(
     "accept",
-    modules=tuple(f"mmdiff.decoding.{n}" for n in ("maskgit", "confident", "saber", "klass")),
+    modules=tuple(
+        f"mmdiff.decoding.{n}" for n in ("maskgit", "confident", "saber", "klass", "policy")
+    ),
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas, set_blocks
 from mmdiff.decoding.draws import most_likely
 from mmdiff.decoding.propose import log_odds, spread
-from mmdiff.decoding.settings import Decoding, parse_rule, whole, with_options
+from mmdiff.decoding.settings import Decoding, check_beside, whole, with_options
 from mmdiff.decoding.stop import Seen
 from mmdiff.errors import SettingError
 from mmdiff.registry import Registry
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 class Length(Protocol):
+    inserts: ClassVar[bool] = False  # cells
+
     def __init__(
         self, settings: Decoding, options: dict[str, Any], model: MMDiffModel, canvas: Canvas
     ) -> None: ...
@@ -33,19 +35,19 @@ class Length(Protocol):
     def need(self, canvas: Canvas, need: Tensor) -> Tensor:
         """(b, L) bool: the cells to score, of which `need` must be."""
 
-    def hold(self, accept: Tensor, rows: Tensor) -> Tensor:
-        """(b, L) bool: what is accepted of `accept`; `rows` (b,) are the open rows' numbers in the
-        whole batch."""
+    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+        """(b, L) bool: which of the open cells may be decided now, as what the model said has it.
+        May renumber the blocks of the canvas."""
 
     def grow(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> Canvas:
         """The canvas after this step, with more cells where the rule wants them."""
 
 
-LENGTHS: Registry[type[Length]] = Registry("length")
+LENGTHS: Registry[type[Length]] = Registry("length", modules=("mmdiff.decoding.block_sizes",))
 
 
 @LENGTHS.register("fixed")
-class Fixed:
+class Fixed(Length):
     """`max_new_tokens` cells."""
 
     def __init__(
@@ -56,15 +58,15 @@ class Fixed:
     def need(self, canvas: Canvas, need: Tensor) -> Tensor:
         return need
 
-    def hold(self, accept: Tensor, rows: Tensor) -> Tensor:
-        return accept
+    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+        return is_open
 
     def grow(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> Canvas:
         return canvas
 
 
 @LENGTHS.register("grow")
-class Grow:
+class Grow(Length):
     """Begins with `max_new_tokens` cells and inserts more, `most` in total (DAEDAL,
     arXiv:2508.00819).
 
@@ -75,6 +77,7 @@ class Grow:
     masks; what this pushes beyond `most` is dropped. Blocks are counted anew after each insertion.
     """
 
+    inserts = True
     known: ClassVar[dict[str, float]] = {
         "factor": 8, "end": 0.5, "keep": 0.9, "low": 0.1, "check": 32, "most": 2048
     }  # fmt: skip
@@ -100,23 +103,16 @@ class Grow:
             raise SettingError(f"length=grow: most={self.most} is less than max_new_tokens")
         if not bool(answer.all()):
             raise SettingError("length=grow needs an answer of nothing but cells to fill")
-        for name, fits in (
-            ("accept", ("threshold", "factor", "entropy_bound")),
-            ("stop", ("end_of_text", "cut", "block", "none")),
-            ("remask", ("none",)),
-        ):
-            rule = parse_rule(getattr(settings, name))[0]
-            if rule not in fits:
-                raise SettingError(
-                    f"length=grow does not go with {name}={rule}; use {name}={' or '.join(fits)}"
-                )
+        accepts = ("threshold", "factor", "entropy_bound")
+        stops = ("end_of_text", "cut", "block", "none")
+        check_beside("length=grow", settings, accept=accepts, stop=stops, remask=("none",))
 
     def need(self, canvas: Canvas, need: Tensor) -> Tensor:
         self.open = canvas.open_cells()
         return need | canvas.writable
 
-    def hold(self, accept: Tensor, rows: Tensor) -> Tensor:
-        return accept & ~self.measuring[rows, None]
+    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+        return is_open & ~self.measuring[seen.rows, None]
 
     def grow(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> Canvas:
         if not len(end_ids):

@@ -17,8 +17,9 @@ from mmdiff.decoding.choose import ACCEPTS, ORDERS, Accept, Order
 from mmdiff.decoding.draws import DRAWS, Draws
 from mmdiff.decoding.guide import Guided
 from mmdiff.decoding.length import LENGTHS, Length, widen
-from mmdiff.decoding.propose import propose, spread
+from mmdiff.decoding.propose import Proposal, propose, spread
 from mmdiff.decoding.remask import REMASKS, Remask
+from mmdiff.decoding.rope import scaled
 from mmdiff.decoding.settings import Decoding, cooled, parse_rule, with_options, with_seed
 from mmdiff.decoding.speculate import SPECULATES, Drafted
 from mmdiff.decoding.stop import STOPS, Seen, Stop
@@ -70,6 +71,7 @@ class Rules:
     forbidden: Tensor  # no cell may take
     late: Tensor  # accepted where nothing else is left
     see: Callable[[Seen], None] | None  # what the accept rule makes of the model's words
+    foreseen: bool  # cells are chosen before the model is asked
 
     @classmethod
     def of(
@@ -99,7 +101,8 @@ class Rules:
             cache = Guided(make_cache, model, canvas, settings.cfg_scale, free)
         else:
             cache = make_cache(model, canvas)
-        if length != "fixed" and not (cache.prompt_only and speculate == "none"):
+        make_length = LENGTHS.get(length)
+        if make_length.inserts and not (cache.prompt_only and speculate == "none"):
             raise SettingError(
                 f"length={length} inserts cells; use cache=none or prefix with it, and neither "
                 "guidance nor speculation"
@@ -119,13 +122,21 @@ class Rules:
             accept=chosen,
             remask=remask,
             stop=STOPS.get(stop)(stop_options, settings),
-            length=LENGTHS.get(length)(settings, length_options, model, canvas),
+            length=make_length(settings, length_options, model, canvas),
             draws=draws,
             end_ids=ids((() if end_id is None else (end_id,)) + settings.stop_ids),
             forbidden=forbidden,
             late=ids(settings.late),
             see=getattr(chosen, "see", None),
+            foreseen=cache.foreseen,
         )
+
+    def foresee(self, live: Canvas, is_open: Tensor, rows: Tensor, draws: Draws) -> Tensor:
+        """(b, L) bool: the open cells (b, L) to decide now, by an order that asks no model."""
+        nothing = torch.zeros_like(draws.cell, dtype=torch.float32)
+        order = self.order(Proposal(draws.cell, nothing, nothing[:, None]), draws)
+        score = spread(order, is_open, float("-inf"))
+        return self.accept(score, score, live, rows, draws)
 
 
 @torch.inference_mode()
@@ -138,6 +149,17 @@ def decode(
 ) -> Filled:
     """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one.
     `free` is what guidance compares with (Guided)."""
+    with scaled(model.backbone, settings.rope_scale):
+        return _fill(model, canvas, settings, end_id, free)
+
+
+def _fill(
+    model: MMDiffModel,
+    canvas: Canvas,
+    settings: Decoding,
+    end_id: int | None,
+    free: Canvas | None,
+) -> Filled:
     began = time.perf_counter()
     if model.config.block_size is not None and settings.block_length is None:
         settings = replace(settings, block_length=model.config.block_size)
@@ -164,6 +186,10 @@ def decode(
             filled.calls, filled.seconds = cache.total, time.perf_counter() - began
             return filled
         is_open, wanted = live.open_cells(), rules.remask.wants(live, rows)
+        accept: Tensor | None = None
+        if rules.foreseen:
+            draws = _draws(rules, live, is_open, seed[rows], step)
+            accept = is_open = rules.foresee(live, is_open, rows, draws)
         need = rules.draws.need(live, is_open | wanted | rules.stop.wants(live))
         need = rules.length.need(live, need)
         asked = time.perf_counter()
@@ -178,11 +204,12 @@ def decode(
         seen = Seen(rows, need, proposal)
         if rules.see is not None:
             rules.see(seen)
+        is_open = rules.length.open(live, is_open, seen)
         ranked = order - LATER * torch.isin(proposal.tokens, rules.late)
         score = spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
         probability = spread(proposal.probability, need, 0.0)
-        accept = rules.accept(score, probability, live, rows, draws)
-        accept = rules.length.hold(accept, rows)
+        if accept is None:
+            accept = rules.accept(score, probability, live, rows, draws)
         tokens = spread(proposal.tokens, need, 0)
         live.write(tokens, accept)
         rules.remask.revise(live, wanted, tokens, probability)

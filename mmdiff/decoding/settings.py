@@ -27,8 +27,9 @@ class Decoding:
     order: str = "confidence"  # confidence | margin | entropy | random | left_to_right
     order_temperature: float = 0.0  # above 0 draws the scheduled cells by softmax(score / it)
     # schedule | threshold | factor | dynamic | confident | confident_origin | entropy_bound |
-    # origin | maskgit | saber:n=2 | entropy:most=0.5 | klass:above=0.9,kl=0.01,history=2
+    # origin | maskgit | saber:n=2 | entropy:most=0.5 | klass:above=0.9,kl=0.01,history=2 | policy
     accept: str = "schedule"
+    policy: str | None = None  # of accept=policy: the folder of a trained network
     threshold: float = 0.9  # accept=threshold: from this probability on; dynamic, confident: above
     factor: float = 1.0  # of accept=factor
     entropy_bound: float = 0.1  # of accept=entropy_bound: of all accepted cells but the last
@@ -36,10 +37,15 @@ class Decoding:
     temperature_end: float | None = None  # falls from temperature to it over the steps; None: not
     top_p: float = 1.0
     top_k: int = 0  # 0: off
-    # auto (block or prefix where exact) | none | prefix | prefill | block | suffix | dual |
-    # delayed | max_logit:ratio=0.9,warmup=0.3,refresh=5
+    # auto (block or prefix where exact) | none | prefix | prefill | block | suffix | freeze |
+    # dual | delayed:reload=8 | greedy:reload=2,window=4 | refresh:prompt=100,answer=7,share=0.25 |
+    # max_logit:ratio=0.9,warmup=0.3,refresh=5
     cache: str = "auto"
-    length: str = "fixed"  # fixed | grow:factor=8,end=0.5,keep=0.9,low=0.1,check=32,most=2048
+    # fixed | grow:factor=8,end=0.5,keep=0.9,low=0.1,check=32,most=2048 |
+    # dynamic:least=1,above=0.5 | adablock:id=198,sure=0.3,share=0.25
+    length: str = "fixed"
+    # times the rotary base, or from lengths: ntk:length=8192,trained=4096
+    rope_scale: float | str = 1.0
     speculate: str = "none"  # none | freedave:drafts=4
     cfg_scale: float = 0.0  # guidance away from what the model says without the prompt; 0: off
     # (first id, how many): cells take these ids alone, image codes; None: text, no image codes
@@ -218,6 +224,16 @@ def check_name(setting: str, value: str, known: tuple[str, ...]) -> None:
             f"{setting}={value} is unknown; choose one of {', '.join(known)}."
             f"{nearest(value, known)}"
         )
+
+
+def check_beside(rule: str, settings: Decoding, **fits: tuple[Any, ...]) -> None:
+    """Raises SettingError where a setting has none of the values that go with `rule`."""
+    for name, known in fits.items():
+        value = getattr(settings, name)
+        chosen = parse_rule(value)[0] if isinstance(value, str) else value
+        if chosen not in known:
+            listed = " or ".join(str(each) for each in known)
+            raise SettingError(f"{rule} does not go with {name}={chosen}; use {name}={listed}")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

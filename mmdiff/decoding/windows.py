@@ -7,15 +7,16 @@ its keys were stored. Windows differ from row to row, so rows stay independent.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import CACHES, Cache
-from mmdiff.decoding.settings import PLAIN, Decoding
+from mmdiff.decoding.settings import PLAIN, Decoding, check_beside, whole
 from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Windows(Cache):
     `block` (b,) is the block of a row's last step, `taken` (b,) its steps there before this one,
     `before` (b, L) what was masked when that last step began.
     """
+
+    anew: ClassVar[bool] = True  # in every block; False: in a row's first one alone
 
     def __init__(self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN) -> None:
         self.model = model
@@ -49,8 +52,9 @@ class Windows(Cache):
         """(b, L) bool: what this step feeds beside the needed cells and those that score them."""
         block = canvas.open_block()
         self.taken = torch.where(block[:, 0] == self.block, self.taken + 1, 0)
+        first = self.taken == 0 if self.anew else self.block < 0
         self.block = block[:, 0]
-        fed = self.window(canvas, block) | (self.taken == 0)[:, None]
+        fed = self.window(canvas, block) | first[:, None]
         self.before = canvas.masked
         return fed
 
@@ -109,6 +113,22 @@ class Prefill(Windows):
         return (columns >= canvas.prompt_length - 1).expand(canvas.shape)
 
 
+@CACHES.register("freeze")
+class Freeze(Windows):
+    """As `suffix`, but what lies before the open block is never computed again: the prompt keeps
+    the keys of its first call, and a finished block those of its own time (FreeCache,
+    arXiv:2505.21467, `generate_block_cached`).
+
+    Cells that a block's last step decided are fed once more before they freeze. The published loop
+    freezes them as they were fed, as masks.
+    """
+
+    anew = False
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        return (canvas.block >= block) | self.before
+
+
 @CACHES.register("dual")
 class Dual(Windows):
     """Only the open block is recomputed; both sides of it are kept (Fast-dLLM's dual cache)."""
@@ -127,14 +147,60 @@ class Delayed(Windows):
     def __init__(
         self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN, reload: float = 8
     ) -> None:
-        if reload < 1 or reload != int(reload):
-            raise SettingError(f"cache=delayed: reload={reload} must be a whole number above 0")
         super().__init__(model, canvas)
-        self.reload = int(reload)
+        self.reload = whole("cache=delayed: reload", reload)
 
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
         again = (self.taken == 1) | (self.taken % self.reload == 0)
         return self.before | again[:, None]
+
+
+@CACHES.register("greedy")
+class Greedy(Delayed):
+    """Only the cells to decide now, the `window` masked cells around each and those decided in the
+    step before; all is every `reload` steps (dKV-Cache-Greedy, arXiv:2505.15781).
+
+    The cells of a step are known before the model speaks, so the order must not ask it.
+    """
+
+    options: ClassVar[dict[str, float]] = {"reload": 2, "window": 4}
+    needs: ClassVar[dict[str, str]] = {"accept": "schedule", "order": "random"}
+    foreseen = True
+
+    def __init__(
+        self,
+        model: MMDiffModel,
+        canvas: Canvas,
+        settings: Decoding = PLAIN,
+        reload: float = 2,
+        window: float = 4,
+    ) -> None:
+        known: dict[str, tuple[Any, ...]] = {
+            "accept": ("schedule",),
+            "order": ("random", "left_to_right"),
+            "order_temperature": (0,),
+            "remask": ("none",),
+            "late": ((),),
+            "compat": (None,),
+        }
+        check_beside("cache=greedy, which must know a step's cells beforehand,", settings, **known)
+        super().__init__(model, canvas, settings, reload)
+        self.around = whole("cache=greedy: window", window, least=0)
+
+    def score(self, canvas: Canvas, need: Tensor) -> Tensor:
+        self.now = need & canvas.masked
+        return super().score(canvas, need)
+
+    def window(self, canvas: Canvas, block: Tensor) -> Tensor:
+        decided = self.before & ~canvas.masked
+        beside = near(self.now, self.around - self.around // 2, self.around // 2) & canvas.masked
+        return decided | beside | (self.taken % self.reload == 0)[:, None]
+
+
+def near(cells: Tensor, left: int, right: int) -> Tensor:
+    """(b, L) bool: these cells, and the `left` ones before and `right` ones behind each."""
+    wide = F.pad(cells.to(torch.float32), (right, left))
+    return F.max_pool1d(wide[:, None], left + right + 1, 1)[:, 0] > 0
 
 
 @CACHES.register("block")

@@ -13,7 +13,8 @@ SETTINGS = {"steps": 4, "block_length": 3}
 WHOLE = ("maskgit", "remdm_cap", "remdm_conf", "remdm_rescale")  # have one block
 TOGETHER = ("batch_block_end",)  # by definition rows of a batch wait for each other
 FEWER = ("freedave",)  # steps that need no call
-ELSEWHERE = ("grow",)  # takes no given cells, changes lengths: test_length.py
+# Takes no given cells and changes lengths: test_length.py; needs a network: test_policy.py.
+ELSEWHERE = ("grow", "policy")
 EVERY = [
     (setting, name)
     for setting, rules in RULES.items()

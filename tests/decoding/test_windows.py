@@ -12,7 +12,8 @@ RULES = [
     {"accept": "threshold", "threshold": 0.3, "block_length": 4},
     {"accept": "factor", "factor": 1.5, "temperature": 1.0, "remask": "revise"},
 ]
-CACHES = ["suffix", "prefill", "dual", "delayed", "delayed:reload=3"]
+CACHES = ["suffix", "prefill", "freeze", "dual", "delayed", "delayed:reload=3"]
+CACHES += ["refresh:prompt=3,answer=2,share=0.5"]
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -37,7 +38,7 @@ def test_a_batch_equals_its_rows_alone(model, layout, shift, cache):
 
 
 @pytest.mark.parametrize("layout", ["full", "prefix", "block"])
-@pytest.mark.parametrize("cache", ["delayed:reload=1", "suffix", "prefill", "dual"])
+@pytest.mark.parametrize("cache", ["delayed:reload=1", "suffix", "prefill", "freeze", "dual"])
 def test_what_is_recomputed_every_time_is_exact(model, layout, cache):
     """One block is fed whole by suffix, prefill and dual: exact where the prompt never sees it."""
     model.config.attention_layout, model.config.picture_apart = layout, layout != "full"
@@ -59,6 +60,7 @@ def test_what_is_recomputed_every_time_is_exact(model, layout, cache):
     [
         ("suffix", [["all", 6, 6], ["all", 3, 3]]),
         ("prefill", [["all", 7, 7], ["all", 7, 7]]),
+        ("freeze", [["all", 6, 6], [4, 3, 3]]),
         ("dual", [["all", 3, 3], ["all", 3, 3]]),
         ("delayed:reload=9", [["all", "all", 5], ["all", "all", 2]]),
         ("delayed:reload=2", [["all", "all", "all"], ["all", "all", "all"]]),

@@ -1,0 +1,98 @@
+"""cache=refresh against layers written out cell by cell, and where it is exact."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdiff.errors import SettingError
+from tests.decoding.helpers import REQUESTS, answers, batch, fill, make_row, requests
+from tests.decoding.plain_layers import PlainLayers, said
+
+
+def by_hand(model, row, every_prompt, every_answer, share):
+    """One row's answer, one cell a step."""
+    view = batch(model, row)
+    layers, start, length = PlainLayers(model, view), view.prompt_length, view.shape[1]
+    prompt, answer = list(range(start)), list(range(start, length))
+    masked, embeds = list(answer), model.embed(view)[0]
+    count = len(layers.keys)
+    kept, added = [{} for _ in range(count)], [{} for _ in range(count)]
+    step = 0
+    while masked:
+        x = {c: embeds[c] for c in range(length)}
+        for number in range(count):
+            fed = prompt if step % every_prompt == 0 else []
+            values = layers.values_of(number, torch.stack([x[c] for c in answer]))
+            if step % every_answer == 0 or number == 0:
+                fed = fed + answer
+            else:
+                before = torch.stack([kept[number][c] for c in answer])
+                alike = F.cosine_similarity(values, before, dim=1).tolist()
+                moved = sorted(answer, key=lambda c: alike[c - start])
+                fed = fed + sorted(moved[: int(share * len(answer))])
+            for c, value in zip(answer, values, strict=True):
+                kept[number][c] = value
+                depth = model.backbone.layers[number].self_attn.head_dim
+                layers.values[number][c] = value.view(-1, depth)
+            made = {}
+            if fed:
+                made = layers.layer(number, torch.stack([x[c] for c in fed]), fed)
+                made = dict(zip(fed, made, strict=True))
+            for c in fed:
+                added[number][c] = made[c] - x[c]
+            x = {c: x[c] + added[number][c] for c in range(length)}
+        hidden = model.backbone.norm(torch.stack([x[c] for c in answer]))
+        ids, chance = said(model, hidden)
+        best = max(masked, key=lambda c: chance[c - start])
+        view.ids[0, best] = ids[best - start]
+        embeds[best] = model.get_input_embeddings()(view.ids[0, best])
+        masked.remove(best)
+        step += 1
+    return view.ids[0, start:].tolist()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("prompt", "answer", "share"), [(100, 7, 0.25), (3, 2, 0.5), (2, 4, 0.7), (2, 3, 0.1)]
+)
+def test_refresh_equals_the_layers_written_out(model, prompt, answer, share):
+    model.config.attention_layout, model.config.picture_apart = "full", False
+    rule = f"refresh:prompt={prompt},answer={answer},share={share}"
+    filled = fill(model, *requests(model), cache=rule)
+    rows = (make_row(model.processor, *request) for request in REQUESTS)
+    assert answers(filled) == [by_hand(model, row, prompt, answer, share) for row in rows]
+    plain = fill(model, *requests(model), cache="none")
+    assert answers(filled) != answers(plain)  # the test sees the difference
+
+
+@pytest.mark.parametrize("layout", ["full", "prefix", "block"])
+@pytest.mark.parametrize("rule", ["prompt=1,answer=1", "prompt=1,answer=9,share=1"])
+def test_what_is_refreshed_every_time_is_exact(model, layout, rule):
+    model.config.attention_layout, model.config.picture_apart = layout, layout != "full"
+    settings = {"block_length": 4, "cfg_scale": 0.5, "steps": 4, "trace": True}
+    runs = [
+        fill(model, *requests(model), cache=cache, **settings)
+        for cache in ("none", f"refresh:{rule}")
+    ]
+    assert answers(runs[0]) == answers(runs[1])
+    for one, other in zip(runs[0].trace, runs[1].trace, strict=True):
+        torch.testing.assert_close(one.probability, other.probability, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("refresh:share=2", "share=2 must lie in"),
+        ("refresh:answer=0", "answer=0 must be a whole number"),
+        ("refresh:sahre=1", "Did you mean share"),
+    ],
+)
+def test_bad_options_are_refused(model, rule, words):
+    with pytest.raises(SettingError, match=words):
+        fill(model, requests(model)[0], cache=rule)
+
+
+def test_an_unknown_backbone_is_refused(model, monkeypatch):
+    monkeypatch.setattr(model.backbone.config, "model_type", "gemma3_text")
+    with pytest.raises(SettingError, match="not gemma3_text"):
+        fill(model, requests(model)[0], cache="refresh")
