@@ -14,7 +14,7 @@ from torch import Tensor
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.length import LENGTHS, Fixed
 from mmdiff.decoding.propose import spread
-from mmdiff.decoding.settings import Decoding, check_beside, whole, with_options
+from mmdiff.decoding.settings import Decoding, between, check_beside, whole, with_options
 from mmdiff.decoding.stop import Seen
 from mmdiff.errors import SettingError
 
@@ -109,8 +109,8 @@ class Delimited(Sized):
 
     def looks(self, cells: int) -> int:
         whole("length=adablock: id", self.options["id"], least=0)
-        if not 0 <= self.options["share"] <= 1:
-            raise SettingError(f"length=adablock: share={self.options['share']} must lie in [0, 1]")
+        for name in ("sure", "share"):
+            between(f"length=adablock: {name}", self.options[name], 0, 1)
         self.window = int(self.options["share"] * cells)
         return max(self.window, self.block_length)
 

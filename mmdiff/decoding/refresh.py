@@ -12,7 +12,7 @@ from mmdiff.backbone import KeyValueCache
 from mmdiff.canvas import Canvas
 from mmdiff.decoding.cache import CACHES, Cache
 from mmdiff.decoding.draws import top
-from mmdiff.decoding.settings import PLAIN, Decoding, whole
+from mmdiff.decoding.settings import PLAIN, Decoding, between, whole
 from mmdiff.diffusion.attention import Cells, additive, allowed
 from mmdiff.errors import SettingError
 
@@ -53,8 +53,7 @@ class Refresh(Cache):
                 f"cache=refresh runs layers one by one, which is made for {', '.join(LAYERED)}, "
                 f"not {kind}; use cache=delayed"
             )
-        if not 0 <= share <= 1:
-            raise SettingError(f"cache=refresh: share={share} must lie in [0, 1]")
+        between("cache=refresh: share", share, 0, 1)
         self.model, self.share = model, share
         self.every = whole("cache=refresh: prompt", prompt), whole("cache=refresh: answer", answer)
         self.prompt = model.embed(canvas)[:, : canvas.prompt_length]

@@ -71,8 +71,8 @@ class Decoding:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1")
-        _between("threshold", self.threshold, 0, 1)
-        _between("top_p", self.top_p, 0, 1)
+        between("threshold", self.threshold, 0, 1)
+        between("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise SettingError("top_p=0 keeps no token; use a value in (0, 1]")
         if not 0 <= self.temperature < math.inf or self.top_k < 0:
@@ -236,7 +236,8 @@ def check_beside(rule: str, settings: Decoding, **fits: tuple[Any, ...]) -> None
             raise SettingError(f"{rule} does not go with {name}={chosen}; use {name}={listed}")
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
+def between(name: str, value: float, low: float, high: float) -> None:
+    """Raises SettingError where `value` lies outside [low, high]."""
     if not low <= value <= high:
         raise SettingError(f"{name}={value} must lie in [{low}, {high}]")
 

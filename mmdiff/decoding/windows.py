@@ -148,7 +148,7 @@ class Delayed(Windows):
         self, model: MMDiffModel, canvas: Canvas, settings: Decoding = PLAIN, reload: float = 8
     ) -> None:
         super().__init__(model, canvas)
-        self.reload = whole("cache=delayed: reload", reload)
+        self.reload = whole("cache: reload", reload)
 
     def window(self, canvas: Canvas, block: Tensor) -> Tensor:
         again = (self.taken == 1) | (self.taken % self.reload == 0)
