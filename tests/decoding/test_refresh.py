@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from mmdiff.errors import SettingError
+from mmdiff.model import MMDiffConfig, MMDiffModel
 from tests.decoding.helpers import REQUESTS, answers, batch, fill, make_row, requests
 from tests.decoding.plain_layers import PlainLayers, said
+from tests.helpers import ids
 
 
 def by_hand(model, row, every_prompt, every_answer, share):
@@ -42,9 +44,9 @@ def by_hand(model, row, every_prompt, every_answer, share):
                 added[number][c] = made[c] - x[c]
             x = {c: x[c] + added[number][c] for c in range(length)}
         hidden = model.backbone.norm(torch.stack([x[c] for c in answer]))
-        ids, chance = said(model, hidden)
+        best_ids, chance = said(model, hidden)
         best = max(masked, key=lambda c: chance[c - start])
-        view.ids[0, best] = ids[best - start]
+        view.ids[0, best] = best_ids[best - start]
         embeds[best] = model.get_input_embeddings()(view.ids[0, best])
         masked.remove(best)
         step += 1
@@ -77,6 +79,36 @@ def test_what_is_refreshed_every_time_is_exact(model, layout, rule):
     assert answers(runs[0]) == answers(runs[1])
     for one, other in zip(runs[0].trace, runs[1].trace, strict=True):
         torch.testing.assert_close(one.probability, other.probability, atol=1e-5, rtol=1e-4)
+
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+KINDS = [
+    {"model_type": "qwen2"},
+    {"model_type": "qwen3", "head_dim": 8},
+    {"model_type": "qwen2_5_vl_text", "rope_parameters": MROPE},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["model_type"])
+def test_every_backbone_named_is_computed_as_it_computes_itself(kind):
+    made = MMDiffConfig(text_config=SIZES | kind, mask_token_id=60, eos_token_id=61)
+    model = MMDiffModel(made).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(10)
+    prompt, valid = ids(2, 7) % 60, torch.ones(2, 7, dtype=torch.long)
+    valid[0, :3] = 0
+    settings = {"attention_mask": valid, "max_new_tokens": 8, "steps": 4, "stop": "none"}
+    plain, whole, part = (
+        model.generate(prompt, cache=cache, **settings).sequences.tolist()
+        for cache in ("none", "refresh:prompt=1,answer=2,share=1", "refresh:answer=9,share=0.2")
+    )
+    assert whole == plain != part
 
 
 @pytest.mark.parametrize(
