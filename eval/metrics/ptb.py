@@ -1,0 +1,119 @@
+"""Penn Treebank tokens of captions, as the COCO caption scores count them.
+
+The published scorer (pycocoevalcap 1.2) runs Stanford's PTBTokenizer 3.4.1 in Java, lower-cases and
+drops punctuation. The rules for English captions are restated here, so that scoring needs no Java;
+`tests/eval/test_ptb.py` compares the two where both are installed. Rare things differ: prefixes
+that keep their hyphen ("anti- "), and telephone numbers.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Tokens that the published scorer drops. It looks for upper-case brackets among lower-case tokens,
+# so that brackets stay.
+DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+
+_L = r"[^\W\d_²³¹¼½¾⅓⅔]"  # a letter: those signs count as word characters in Python
+_WORD = rf"{_L}[\w\u0300-\u036f]*"
+_APOS = "['\u2019`]"
+_ABBREVIATED = """
+jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri ala ariz calif colo
+conn ct dak fla ga ind kan kans ky md mich minn mo mont neb nev okla penn tenn va vt wis wisc wyo mr
+mrs ms dr drs prof profs sen sens rep reps atty attys lt col gen messrs gov govs adm rev maj sgt cpl
+pvt mt capt st ste ave pres lieut hon brig cmdr comdr pfc spc supt supts det jr sr bros esq inc co
+cos corp pty ptys ltd plc bancorp dept bhd assn univ intl sys invt elec natl mfg mtg tel est ext sq
+bldg etc al seq vs alex wm jos cie cf treas ft blvd rd ph\\.d
+"""
+_WITH_CAPITAL = "az ark del ill la mass miss ore pa tex wash"
+_BEFORE_NUMBER = "no nos prop fig figs art pp ca op"
+
+
+def _any(words: str) -> str:
+    return "|".join(sorted(words.split(), key=len, reverse=True))
+
+
+_CAPITAL = "|".join(f"{word[0].upper()}{word[1:]}" for word in _WITH_CAPITAL.split())
+_END, _WHOLE = r"(?!\w)", r"(?![\w'\u2019`])"
+# In order of preference: what stands first is longer wherever two of them fit.
+_RULES = (
+    r"&(?:amp|lt|gt|quot|nbsp|#\d+);",
+    r"<(?:[!?][A-Za-z-][^>]*|/?[A-Za-z][\w:.-]*(?:\s+[A-Za-z][\w:.-]*(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'"
+    r"|[\w#%.-]+))?)*\s*/?\s*)>",
+    r"(?:https?://|www\.)[^\s\"<>|()]+[^\s\"<>|.!?(){},-]",
+    r"[\w.%+-]{1,64}@[\w-]+(?:\.[\w-]+)+",
+    rf"[@#]{_L}\w*",
+    rf"[cC](?:\+\+|#){_END}",
+    r"[Uu][Ss]\$",
+    r"[A-Z]+&[A-Z]+(?!\w)",
+    rf"(?i:(?:{_any(_ABBREVIATED)})\.){_END}",
+    rf"(?:{_CAPITAL})\.{_END}",
+    rf"(?i:(?:{_any(_BEFORE_NUMBER)})\.)(?=\s*\d|[,;])",
+    rf"[A-Za-z](?:\.[A-Za-z])+\.?{_END}",
+    r"[A-HJ-Za-hj-z]\.(?=\.\.|[^\w.]|$)|[Ii]\.(?=\s*\S)",  # an initial
+    rf"(?i:can(?=not{_WHOLE})|(?:gon|wan)(?=na{_WHOLE})|got(?=ta{_WHOLE})|(?:lem|gim)(?=me{_WHOLE}))",
+    rf"(?i:{_APOS}(?:s|m|d|re|ve|ll|em|til|cause|n{_APOS})){_END}",
+    rf"(?i:{_APOS}t(?=is{_END}|was{_END}))",
+    rf"(?i:y{_APOS}(?={_L}))",
+    rf"(?i:(?:ol|somethin){_APOS}{_END}|o{_APOS}clock|ma{_APOS}am|[dol]{_APOS}{_L}+)",
+    rf"(?i:n{_APOS}t){_END}",
+    r"(?<!\w)['\u2019]\d\ds?(?!\w)",
+    # a word cut before n't
+    rf"{_L}+(?=[nN]{_APOS}[tT]{_END})",
+    # numbers; words with letters, digits, hyphens, slashes and stops inside
+    r"[-+]?\d*(?:[.,:]\d+)+(?:-\d+)*",
+    rf"{_L}+(?:[.!?]{_L}[\w]*)+",
+    r"[^\W_²³¹¼½¾⅓⅔][\u0300-\u036f]*(?:[^\W_²³¹¼½¾⅓⅔]|[\u0300-\u036f]|[-_/](?=[^\W_²³¹¼½¾⅓⅔]))*",
+    r"[-+]\d+",
+    r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]](?![A-Za-z])",
+    r"-_-",
+    r"\.\.\.+|\. \. \.|…",
+    r"-{2,4}(?!-)|-{5,}|[\u2013\u2014]",
+    r"[!?]+|\*+|_+|#{2,}|@{2,}",
+    r"''|``",
+)
+_TOKEN = re.compile("|".join(f"(?:{rule})" for rule in _RULES) + r"|\S")
+_PLAIN = re.compile(r"[a-z]+\Z")
+_SPLIT = {"cannot", "gonna", "gotta", "wanna", "lemme", "gimme"}
+_WRITTEN = {
+    "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&nbsp;": "", "…": "...",
+    ". . .": "...", "\u2013": "--", "\u2014": "--", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3",
+    "⅔": "2/3", "£": "#", "€": "$", "¢": "cents", '"': "''", "\u201c": "``", "\u201d": "''",
+    "\u2018": "`", "\u2019": "'", "«": "``", "»": "''", "\u2039": "`", "\u203a": "'",
+    "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
+}  # fmt: skip
+_BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-"})
+
+
+def tokens(caption: str) -> list[str]:
+    """The tokens of a caption, lower-cased, punctuation left out."""
+    found: list[str] = []
+    for word in caption.split():
+        if _PLAIN.match(word) and word not in _SPLIT:  # most words of most captions
+            found.append(word)
+        else:
+            break
+    else:
+        return found
+    text = " ".join(caption.split())
+    written = (_written(match) for match in _TOKEN.findall(text))
+    return [token for token in written if token and token not in DROPPED]
+
+
+def _written(token: str) -> str:
+    if token in _WRITTEN:
+        return _WRITTEN[token]
+    if len(token) == 1 and (ord(token) > 0xFFFF or 0xFE00 <= ord(token) <= 0xFE0F):
+        return ""  # an emoji, or the mark that makes one colourful
+    if token[0] in "<>:;=" and len(token) < 5:
+        token = token.translate(_BRACKETS)
+    if token.startswith("..."):
+        return "..."
+    if token in ("---", "----"):
+        return "--"
+    return token.replace("\u2019", "'").lower()
+
+
+def tokenized(caption: str) -> str:
+    """The tokens with blanks between, as the scores take them."""
+    return " ".join(tokens(caption))

@@ -1,0 +1,49 @@
+"""ScienceQA: multiple choice with a hint; the answer must begin with the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmdiff.eval.metrics.letter import LETTERS, letter
+from mmdiff.eval.tasks import base
+from mmdiff.eval.tasks.base import TASKS, BadQuestion, Mark, Question, Task
+
+TAIL = "\nAnswer with the option's letter from the given choices directly."
+
+
+@TASKS.register("scienceqa")
+class ScienceQA(Task):
+    name = "scienceqa"
+    protocol = "scienceqa_letter"
+
+    def question(self, row: dict[str, Any]) -> Question:
+        options = base.options(row, "choices")
+        number = base.cell(row, "answer")
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int)
+            or not 0 <= number < len(options)
+        ):
+            raise BadQuestion("bad_answer", f"answer {number!r} is none of the {len(options)}")
+        hint = str(row.get("hint") or "")
+        return Question(
+            base.identifier(row, "id", "question_id"),
+            prompt(base.text(row, "question"), options, hint),
+            LETTERS[number],
+            (base.image(row, "image"),) if row.get("image") is not None else (),
+            options,
+            {name: str(row[name]) for name in ("subject", "grade") if row.get(name)},
+        )
+
+    def mark(self, question: Question, said: str) -> Mark:
+        found = letter(said)
+        return base.plain_mark(found == question.answer, found)
+
+
+def prompt(question: str, options: Sequence[str], hint: str) -> str:
+    """The question as lmms-eval asks it."""
+    context = f"Context: {hint}\n" if hint else ""
+    pairs = zip(LETTERS, options, strict=False)
+    listed = "\n".join(f"{sign}. {option}" for sign, option in pairs)
+    return f"{context}{question}\n{listed}{TAIL}"
