@@ -37,7 +37,6 @@ class Answered:
 
 
 def results_of(
-    spec: str,
     task: Task,
     answered: Sequence[Answered],
     settings: Decoding,
@@ -54,7 +53,7 @@ def results_of(
     count = len(samples)
     figures = task.figures(judged) if judged else {}
     return {
-        "task": spec,
+        "task": task.spec,
         "protocol": task.protocol,
         "score": score,
         "error": error,

@@ -39,27 +39,25 @@ BAD_ROWS = "bad_rows.jsonl"
 class Plan:
     """A benchmark with its data read: what will be asked, and which rows cannot be."""
 
-    spec: str
     task: Task
     source: Source
     asked: list[Asked]
     bad: list[Bad]
+    limit: int | None
 
 
 def plan(
-    spec: str,
+    task: Task,
     data: str | Path | None = None,
     limit: int | None = None,
     image_root: str | Path | None = None,
-    metric: str | None = None,
 ) -> Plan:
-    """Read a benchmark's data; `limit` rows of it. Raises DataError, SettingError."""
-    task = make(spec, metric)
+    """Read a benchmark's data, `limit` rows of them. Raises DataError, SettingError."""
     source = open_source(task, data, image_root)
     asked, bad = questions(task, source, limit)
     if not asked and not bad:
         raise DataError(f"{source.name}: holds no rows")
-    return Plan(spec, task, source, asked, bad)
+    return Plan(task, source, asked, bad, limit)
 
 
 def evaluate(
@@ -89,7 +87,7 @@ def evaluate(
         DataError: data that cannot be read, or an output that cannot be written. Bad rows raise
             nothing: they are counted in the results and listed in `bad_rows.jsonl`.
     """
-    made = plan(task, data, limit, image_root, metric) if isinstance(task, str) else task
+    made = task if isinstance(task, Plan) else plan(make(task, metric), data, limit, image_root)
     given = settings_of(made.task, decoding)
     settings = model.decoding(given, HEADS.get(made.task.head).defaults)
     if not isinstance(settings.seed, int):
@@ -121,8 +119,8 @@ def evaluate(
     ]
     model_facts = {"name": name or str(model.config.name_or_path or ""), "fingerprint": print_}
     bad = made.bad + list(refused.values())
-    results = results_of(made.spec, made.task, answered, settings, model_facts, bad)
-    results["data"] = {"path": made.source.name, "limit": limit} | results["data"]
+    results = results_of(made.task, answered, settings, model_facts, bad)
+    results["data"] = {"path": made.source.name, "limit": made.limit} | results["data"]
     finish(Path(output), made, samples, answered, bad, results, asked)
     return results
 

@@ -83,6 +83,7 @@ class Task:
     cells: int | None = 16  # max_new_tokens where nobody asks for another number; None: the head's
     splits: tuple[str, ...] = ("test", "validation", "val")  # files read, in order of preference
     scale: float = 100.0  # what a score of 1 is shown as
+    spec: str  # as it was asked for, set by `make`
 
     def __init__(self, option: str = "", metric: str | None = None) -> None:
         if option:
@@ -152,7 +153,9 @@ TASKS: Registry[type[Task]] = Registry(
 def make(spec: str, metric: str | None = None) -> Task:
     """The task that `name` or `name:option` means. Raises SettingError."""
     name, _, option = spec.partition(":")
-    return TASKS.get(name)(option, metric)
+    task = TASKS.get(name)(option, metric)
+    task.spec = spec
+    return task
 
 
 def plain_mark(score: float, parsed: Any) -> Mark:

@@ -131,16 +131,19 @@ def choose(folder: Path, task: Task) -> list[Path]:
         if saved:
             return saved[:1]
     left_out = getattr(task, "left_out", None)
-    for suffix in SUFFIXES:
-        found = sorted(folder.rglob(f"*{suffix}"))
-        files = [file for file in found if not left_out or left_out not in str(file)]
-        for split in task.splits:
-            named = [file for file in files if split in (file.parent.name, _split(file))]
-            if named:
-                return named
-        rest = [file for file in files if "train" not in (file.parent.name, _split(file))]
-        if len(rest) == 1 and rest[0].parent == folder:
-            return rest
+    files = [
+        file
+        for suffix in SUFFIXES
+        for file in sorted(folder.rglob(f"*{suffix}"))
+        if not left_out or left_out not in str(file)
+    ]
+    for split in task.splits:
+        named = [file for file in files if split in (file.parent.name, _split(file))]
+        if named:
+            return [file for file in named if file.suffix == named[0].suffix]
+    rest = [file for file in files if file.parent == folder and _split(file) != "train"]
+    if len(rest) == 1:
+        return rest
     splits = ", ".join(f"{split}.json" for split in task.splits)
     raise DataError(
         f"{folder}: holds no data file of {task.name}; there must be {splits}, "

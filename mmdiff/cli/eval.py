@@ -64,21 +64,22 @@ def eval(
     if task == COMPARE:
         return compare(rest or [], output, as_json)
     from mmdiff.eval.runner import evaluate, plan, settings_of
+    from mmdiff.eval.tasks.base import make
 
     if output is None:
         raise SettingError("--output FOLDER: name where results, answers and the report go")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder")
-    made = plan(task, data, limit, image_root, metric)
-    length = settings_of(made.task, {}).items()
-    session = Session(made.task.head, model, [*_written(length), *(rest or [])], device)
+    benchmark = make(task, metric)
+    own = [f"{name}={value}" for name, value in settings_of(benchmark, {}).items()]
+    session = Session(benchmark.head, model, [*own, *(rest or [])], device)
+    made = plan(benchmark, data, limit, image_root)
     _tell_bad(made)
     with Progress(len(made.asked), "questions") as progress:
         results = evaluate(
             session.model,
             made,
             output=output,
-            limit=limit,
             name=model,
             batch_size=batch_size,
             progress=lambda count: progress.advance(count, _left(progress, count)),
@@ -104,10 +105,6 @@ SUMMARY = (
     "task", "protocol", "score", "error", "strict_score", "strict_error", "not_parsed", "questions",
     "figures", "nfe", "tokens_per_forward", "data", "warnings", "time",
 )  # fmt: skip
-
-
-def _written(settings: Any) -> list[str]:
-    return [f"{name}={value}" for name, value in settings]
 
 
 def _left(progress: Progress, count: int) -> str:

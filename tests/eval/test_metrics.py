@@ -232,26 +232,7 @@ def test_captions_are_cut_into_tokens():
 
 def test_ten_thousand_answers_in_ten_seconds():
     rng = random.Random(0)
-    vocabulary = [
-        "a",
-        "the",
-        "cat",
-        "dog",
-        "red",
-        "blue",
-        "two",
-        "three",
-        "on",
-        "under",
-        "table",
-        "(B)",
-        "A",
-        "C",
-        "5",
-        "1,000",
-        "yes",
-        "no",
-    ]
+    vocabulary = ["a", "the", "cat", "red", "on", "(B)", "A", "C", "5", "1,000", "yes", "no"]
     said = [" ".join(rng.choices(vocabulary, k=rng.randint(1, 9))) for _ in range(10_000)]
     began = time.process_time()
     options = ("a cat", "a dog", "the table", "none of these")
