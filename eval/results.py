@@ -42,6 +42,7 @@ def results_of(
     settings: Decoding,
     model: dict[str, str],
     bad: Sequence[Bad],
+    by: str = "generate",
 ) -> dict[str, Any]:
     """What `results.json` holds. Everything that a clock says stands under `time`."""
     judged = [each.judged for each in answered]
@@ -70,7 +71,7 @@ def results_of(
         "decoding": asdict(settings),
         "model": model,
         "data": {"bad_rows": len(bad), "kinds": dict(sorted(Counter(b.kind for b in bad).items()))},
-        "warnings": task.notes() + warnings(settings, samples),
+        "warnings": task.notes() + (warnings(settings, samples) if by == "generate" else []),
         "version": mmdiff.__version__,
         "time": {
             "seconds": seconds,

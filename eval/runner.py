@@ -11,13 +11,14 @@ stopped, and asks nothing again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import DataError, ImageError, InputError, SettingError
 from mmdiff.eval.fingerprint import fingerprint
+from mmdiff.eval.options import SAMPLES, check_way, choose
 from mmdiff.eval.report import report
 from mmdiff.eval.results import Answered, results_of
 from mmdiff.eval.samples import Sample, Samples, key_of, write_whole
@@ -28,6 +29,7 @@ from mmdiff.heads.base import HEADS
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mmdiff.decoding.settings import Decoding
     from mmdiff.heads.run import Generation
     from mmdiff.model import MMDiffModel
 
@@ -69,6 +71,8 @@ def evaluate(
     limit: int | None = None,
     image_root: str | Path | None = None,
     metric: str | None = None,
+    by: str = "generate",
+    samples: int = SAMPLES,
     name: str = "",
     batch_size: int = BATCH,
     progress: Callable[[int], None] | None = None,
@@ -79,6 +83,8 @@ def evaluate(
     Args:
         task: `mmmu`, `vqav2`, ..., or a `plan` made before; `data` and what belongs to it then
             stand in the plan.
+        by: `generate`; or `letters` or `texts`, the option of the highest likelihood where a
+            question has options, from `samples` masks for each of more than one token.
         name: how the model is called in the results.
         progress: hears how many questions are done, those of an earlier run first.
 
@@ -92,13 +98,36 @@ def evaluate(
     settings = model.decoding(given, HEADS.get(made.task.head).defaults)
     if not isinstance(settings.seed, int):
         raise SettingError("seed must be one number for a benchmark; every question gets it")
+    check_way(made.task, by, model)
     print_ = fingerprint(model)
-    keys = [key_of(asked.digest, print_, asdict(settings)) for asked in made.asked]
-    samples = Samples(Path(output))
+    how = Way(by, samples, settings.seed, given)
+    keys = [key_of(each.digest, print_, how.key(each, settings)) for each in made.asked]
+    kept = Samples(Path(output))
+    refused = answer_all(model, made, keys, how, kept, batch_size, progress)
+    answered, asked, bad = judge(made, keys, kept, refused)
+    model_facts = {"name": name or str(model.config.name_or_path or ""), "fingerprint": print_}
+    results = results_of(made.task, answered, settings, model_facts, bad, by)
+    results["answers"] = {"by": by} | ({} if by == "generate" else {"samples": samples})
+    results["data"] = {"path": made.source.name, "limit": made.limit} | results["data"]
+    finish(Path(output), made, kept, answered, bad, results, asked)
+    return results
+
+
+def answer_all(
+    model: MMDiffModel,
+    made: Plan,
+    keys: Sequence[str],
+    how: Way,
+    kept: Samples,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> dict[int, Bad]:
+    """Ask what is not answered yet, batch by batch; returns the questions that were refused."""
     refused: dict[int, Bad] = {}
-    for batch in _batches(len(keys), batch_size):
-        todo = [n for n in batch if keys[n] not in samples.known]
-        answers = ask(model, made, [made.asked[n] for n in todo], given) if todo else []
+    for start in range(0, len(keys), batch_size):
+        batch = range(start, min(len(keys), start + batch_size))
+        todo = [n for n in batch if keys[n] not in kept.known]
+        answers = ask(model, made, [made.asked[n] for n in todo], how) if todo else []
         new = []
         for n, answer in zip(todo, answers, strict=True):
             if isinstance(answer, Bad):
@@ -106,23 +135,29 @@ def evaluate(
             else:
                 new.append(_sample(keys[n], made.asked[n], answer))
         if new:
-            samples.add(new)
+            kept.add(new)
         if progress:
             progress(len(batch))
-    kept = [n for n in range(len(keys)) if n not in refused]
-    known = [samples.known[keys[n]] for n in kept]
-    asked = [made.asked[n] for n in kept]
-    marks = made.task.marks([each.question for each in asked], [each.text for each in known])
+    return refused
+
+
+def judge(
+    made: Plan, keys: Sequence[str], kept: Samples, refused: dict[int, Bad]
+) -> tuple[list[Answered], list[Asked], list[Bad]]:
+    """The answered questions with their marks, and all bad rows."""
+    good = [n for n in range(len(keys)) if n not in refused]
+    alone = {  # whose partner was refused
+        good[place]: _bad(made.asked[good[place]], error)
+        for place, error in made.task.check([made.asked[n].question for n in good])
+    }
+    good = [n for n in good if n not in alone]
+    asked, samples = [made.asked[n] for n in good], [kept.known[keys[n]] for n in good]
+    marks = made.task.marks([each.question for each in asked], [each.text for each in samples])
     answered = [
         Answered(Judged(each.question, sample.text, mark), sample)
-        for each, sample, mark in zip(asked, known, marks, strict=True)
+        for each, sample, mark in zip(asked, samples, marks, strict=True)
     ]
-    model_facts = {"name": name or str(model.config.name_or_path or ""), "fingerprint": print_}
-    bad = made.bad + list(refused.values())
-    results = results_of(made.task, answered, settings, model_facts, bad)
-    results["data"] = {"path": made.source.name, "limit": made.limit} | results["data"]
-    finish(Path(output), made, samples, answered, bad, results, asked)
-    return results
+    return answered, asked, [*made.bad, *refused.values(), *alone.values()]
 
 
 def settings_of(task: Task, decoding: dict[str, Any]) -> dict[str, Any]:
@@ -130,34 +165,55 @@ def settings_of(task: Task, decoding: dict[str, Any]) -> dict[str, Any]:
     return ({"max_new_tokens": task.cells} if task.cells else {}) | decoding
 
 
-def ask(
-    model: MMDiffModel, made: Plan, asked: Sequence[Asked], given: dict[str, Any]
-) -> list[Generation | Bad]:
-    """An answer for each question, or why there is none. Where a batch is refused, its questions
-    are asked one by one."""
-    inputs: list[tuple[list[Image.Image], Any]] = []
+@dataclass(frozen=True)
+class Way:
+    """How answers are found."""
+
+    by: str
+    samples: int
+    seed: int
+    given: dict[str, Any]
+
+    def scores(self, asked: Asked) -> bool:
+        """Whether a question's options are scored; a question without any is always generated."""
+        return self.by != "generate" and bool(asked.question.options)
+
+    def key(self, asked: Asked, settings: Decoding) -> Any:
+        """What can change the answer to a question."""
+        scored = [self.by, self.samples, self.seed]
+        return scored if self.scores(asked) else asdict(settings)
+
+
+def ask(model: MMDiffModel, made: Plan, asked: Sequence[Asked], how: Way) -> list[Generation | Bad]:
+    """An answer for each question, or why there is none."""
     answers: dict[int, Generation | Bad] = {}
+    inputs: dict[int, tuple[list[Image.Image], Any]] = {}
     drawn: dict[tuple[Any, int], list[Image.Image]] = {}  # shown to several questions, read once
     for number, each in enumerate(asked):
         address = (each.address[0], len(each.question.images))
         try:
             pictures = drawn.get(address) or made.source.pictures(made.task, each)
-        except DataError as error:
-            answers[number] = _bad(each, error)
-        else:
             drawn[address] = pictures
-            inputs.append((pictures, each.question.text))
-    open_ = [number for number in range(len(asked)) if number not in answers]
-    replies = iter(_run(model, made.task.head, inputs, given))
-    for number in open_:
-        reply = next(replies)
-        answers[number] = _bad(asked[number], reply) if isinstance(reply, Exception) else reply
+            if how.scores(each):
+                answers[number] = choose(
+                    model, made.task, pictures, each.question, how.by, how.samples, how.seed
+                )
+            else:
+                inputs[number] = (pictures, each.question.text)
+        except (DataError, InputError) as error:
+            answers[number] = _bad(each, error)
+    replies = _run(model, made.task.head, list(inputs.values()), how.given)
+    for number, reply in zip(inputs, replies, strict=True):
+        refused = isinstance(reply, Exception)
+        answers[number] = _bad(asked[number], reply) if refused else reply
     return [answers[number] for number in range(len(asked))]
 
 
 def _run(
     model: MMDiffModel, head: str, inputs: list[tuple[list[Any], Any]], given: dict[str, Any]
-) -> list[Generation | InputError | ImageError]:
+) -> list[Any]:
+    """A Generation for each input. Where a batch is refused its questions are asked one by one, and
+    the error stands in place of an answer."""
     try:
         return list(model.run(head, inputs, batch_size=max(1, len(inputs)), **given))
     except (InputError, ImageError) as error:
@@ -174,11 +230,6 @@ def _bad(asked: Asked, error: Exception) -> Bad:
 def _sample(key: str, asked: Asked, made: Generation) -> Sample:
     identifier = asked.question.id
     return Sample(key, identifier, made.text, made.nfe, made.length, round(made.seconds, 6))
-
-
-def _batches(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(count, start + size))
 
 
 def finish(

@@ -83,6 +83,8 @@ class Task:
     cells: int | None = 16  # max_new_tokens where nobody asks for another number; None: the head's
     splits: tuple[str, ...] = ("test", "validation", "val")  # files read, in order of preference
     scale: float = 100.0  # what a score of 1 is shown as
+    # How an answer may be found: also by the likelihood of the options' letters or texts.
+    ways: tuple[str, ...] = ("generate",)
     spec: str  # as it was asked for, set by `make`
 
     def __init__(self, option: str = "", metric: str | None = None) -> None:

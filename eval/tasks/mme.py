@@ -19,6 +19,7 @@ class MME(Task):
     """The score is the sum of both figures, of at most 2800."""
 
     name = "mme"
+    ways = ("generate", "texts")
     protocol = "mme_sum"
     scale = 1.0
 
@@ -33,6 +34,7 @@ class MME(Task):
             asked + TAIL,
             base.yes_or_no(row, "answer"),
             (base.image(row, "image"),),
+            ("yes", "no"),
             groups={"category": category},
             unit=f"{category}/{picture}",
         )

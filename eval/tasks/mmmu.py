@@ -27,6 +27,7 @@ VARIANTS = ("official", "lmms_eval", "interleaved")
 @TASKS.register("mmmu")
 class MMMU(Task):
     name = "mmmu"
+    ways = ("generate", "letters", "texts")
     splits = ("validation", "val", "test", "dev")
 
     def __init__(self, option: str = "", metric: str | None = None) -> None:

@@ -21,6 +21,7 @@ TAIL = "Answer with the option letter from the given choices directly."
 @TASKS.register("mmmu_pro")
 class MMMUPro(Task):
     name = "mmmu_pro"
+    ways = ("generate", "letters", "texts")
     protocol = "mmmu_pro"
     left_out = "(4 options)"  # the folder of the easier set
 
@@ -29,13 +30,13 @@ class MMMUPro(Task):
         answer = base.option_letter(row, "answer", options)
         subject = mmmu.subject(base.identifier(row, "id"))
         if row.get("question") is None:
-            asked, images, kind = TAIL, (base.image(row, "image"),), "vision"
+            asked, kind, names = TAIL, "vision", ["image"]
         else:
             pairs = zip(LETTERS, options, strict=False)
             listed = "\n".join(f"{letter}. {option}" for letter, option in pairs)
             asked = f"{base.text(row, 'question')}\n{listed}\n{TAIL}"
-            images = tuple(base.image(row, f"image_{n}") for n in shown(asked))
-            kind = "standard"
+            kind, names = "standard", [f"image_{number}" for number in shown(asked)]
+        images = tuple(base.image(row, name) for name in names)
         groups = {"set": kind, "subject": row.get("subject") or subject}
         identifier = f"{kind}/{base.identifier(row, 'id')}"
         return Question(identifier, asked, answer, images, options, groups)

@@ -15,6 +15,7 @@ TAIL = "\nAnswer the question using a single word or phrase."
 @TASKS.register("pope")
 class POPE(Task):
     name = "pope"
+    ways = ("generate", "texts")
     protocol = "pope_accuracy"
 
     def question(self, row: dict[str, Any]) -> Question:
@@ -26,6 +27,7 @@ class POPE(Task):
             base.text(row, "question") + TAIL,
             base.yes_or_no(row, "answer"),
             (base.image(row, "image"),),
+            ("yes", "no"),
             groups={"category": category} if category else {},
         )
 

@@ -15,6 +15,7 @@ TAIL = "\nAnswer with the option's letter from the given choices directly."
 @TASKS.register("scienceqa")
 class ScienceQA(Task):
     name = "scienceqa"
+    ways = ("generate", "letters", "texts")
     protocol = "scienceqa_letter"
 
     def question(self, row: dict[str, Any]) -> Question:

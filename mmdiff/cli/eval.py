@@ -45,6 +45,13 @@ def eval(
         str | None,
         typer.Option("--metric", help="Of llava: exact, anls, relaxed, cider or rouge_l."),
     ] = None,
+    by: Annotated[
+        str,
+        typer.Option("--by", help="generate; or the likeliest of the options: letters, texts."),
+    ] = "generate",
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Of --by: masks drawn for an option's text.")
+    ] = 32,
     image_root: Annotated[
         Path | None,
         typer.Option("--image-root", metavar="DIR", help="Where pictures are, as in check."),
@@ -63,6 +70,7 @@ def eval(
     """
     if task == COMPARE:
         return compare(rest or [], output, as_json)
+    from mmdiff.eval.options import check_way
     from mmdiff.eval.runner import evaluate, plan, settings_of
     from mmdiff.eval.tasks.base import make
 
@@ -71,6 +79,7 @@ def eval(
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder")
     benchmark = make(task, metric)
+    check_way(benchmark, by)
     own = [f"{name}={value}" for name, value in settings_of(benchmark, {}).items()]
     session = Session(benchmark.head, model, [*own, *(rest or [])], device)
     made = plan(benchmark, data, limit, image_root)
@@ -81,6 +90,8 @@ def eval(
             made,
             output=output,
             name=model,
+            by=by,
+            samples=samples,
             batch_size=batch_size,
             progress=lambda count: progress.advance(count, _left(progress, count)),
             **session.settings,
@@ -103,7 +114,7 @@ def eval(
 
 SUMMARY = (
     "task", "protocol", "score", "error", "strict_score", "strict_error", "not_parsed", "questions",
-    "figures", "nfe", "tokens_per_forward", "data", "warnings", "time",
+    "figures", "answers", "nfe", "tokens_per_forward", "data", "warnings", "time",
 )  # fmt: skip
 
 
