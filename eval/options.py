@@ -50,8 +50,10 @@ def choose(
     began = time.perf_counter()
     letters = LETTERS[: len(question.options)]
     candidates = list(letters) if way == "letters" else list(question.options)
-    ids = [model.processor.encode(candidate) for candidate in candidates]
-    asked = HEADS.get(task.head)().compose(model.processor, images, question.text)
+    processor = model.processor
+    assert processor is not None
+    ids = [processor.encode(candidate) for candidate in candidates]
+    asked = HEADS.get(task.head)().compose(processor, images, question.text)
     found = bounds(model, asked, ids, samples, seed)
     best = min(range(len(found)), key=lambda place: found[place].nll)
     said = letters[best] if "letters" in task.ways else candidates[best]

@@ -5,7 +5,7 @@
 
 The folder holds `results.json`, `samples.jsonl` with every answer, `report.html`, and
 `bad_rows.jsonl` where rows could not be asked or scored. The same call goes on where a killed one
-stopped, and asks nothing again.
+stopped, and asks nothing again. Under `accelerate launch` the processes share the questions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mmdiff.eval.tasks.source import Asked, Bad, Source, open_source, questions
 from mmdiff.heads.base import HEADS
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from PIL import Image
 
     from mmdiff.decoding.settings import Decoding
@@ -93,6 +94,8 @@ def evaluate(
         DataError: data that cannot be read, or an output that cannot be written. Bad rows raise
             nothing: they are counted in the results and listed in `bad_rows.jsonl`.
     """
+    from accelerate.utils import broadcast_object_list, gather_object
+
     made = task if isinstance(task, Plan) else plan(make(task, metric), data, limit, image_root)
     given = settings_of(made.task, decoding)
     settings = model.decoding(given, HEADS.get(made.task.head).defaults)
@@ -102,15 +105,29 @@ def evaluate(
     print_ = fingerprint(model)
     how = Way(by, samples, settings.seed, given)
     keys = [key_of(each.digest, print_, how.key(each, settings)) for each in made.asked]
-    kept = Samples(Path(output))
-    refused = answer_all(model, made, keys, how, kept, batch_size, progress)
-    answered, asked, bad = judge(made, keys, kept, refused)
-    model_facts = {"name": name or str(model.config.name_or_path or ""), "fingerprint": print_}
-    results = results_of(made.task, answered, settings, model_facts, bad, by)
-    results["answers"] = {"by": by} | ({} if by == "generate" else {"samples": samples})
-    results["data"] = {"path": made.source.name, "limit": made.limit} | results["data"]
-    finish(Path(output), made, kept, answered, bad, results, asked)
-    return results
+    state = processes()
+    kept = Samples(Path(output), state.process_index)
+    refused = answer_all(model, made, keys, how, kept, batch_size, progress, state)
+    # which also waits for every answer
+    refused = dict(sorted(gather_object(list(refused.items()))))
+    results: list[Any] = [None]
+    if state.is_main_process:
+        kept.read_all()
+        answered, asked, bad = judge(made, keys, kept, refused)
+        model_facts = {"name": name or str(model.config.name_or_path or ""), "fingerprint": print_}
+        found = results_of(made.task, answered, settings, model_facts, bad, by)
+        found["answers"] = {"by": by} | ({} if by == "generate" else {"samples": samples})
+        found["data"] = {"path": made.source.name, "limit": made.limit} | found["data"]
+        finish(Path(output), made, kept, answered, bad, found, asked)
+        results = [found]
+    return broadcast_object_list(results)[0]
+
+
+def processes() -> PartialState:
+    """The processes that share this run: one, or as many as `accelerate launch` has started."""
+    from accelerate import PartialState
+
+    return PartialState()
 
 
 def answer_all(
@@ -121,11 +138,15 @@ def answer_all(
     kept: Samples,
     batch_size: int,
     progress: Callable[[int], None] | None,
+    state: PartialState,
 ) -> dict[int, Bad]:
-    """Ask what is not answered yet, batch by batch; returns the questions that were refused."""
+    """Ask what is not answered yet, batch by batch, of several processes each its share; returns
+    the questions that were refused."""
     refused: dict[int, Bad] = {}
-    for start in range(0, len(keys), batch_size):
-        batch = range(start, min(len(keys), start + batch_size))
+    step = state.num_processes * batch_size
+    for start in range(0, len(keys), step):
+        own = start + state.process_index * batch_size
+        batch = range(own, min(len(keys), own + batch_size))
         todo = [n for n in batch if keys[n] not in kept.known]
         answers = ask(model, made, [made.asked[n] for n in todo], how) if todo else []
         new = []
@@ -137,7 +158,7 @@ def answer_all(
         if new:
             kept.add(new)
         if progress:
-            progress(len(batch))
+            progress(min(len(keys), start + step) - start)
     return refused
 
 

@@ -38,32 +38,43 @@ def key_of(*parts: Any) -> str:
 
 
 class Samples:
-    """The file of answers in a run's folder. What a kill has left of a last line is dropped."""
+    """The answers in a run's folder. Of several processes each has a file of its own, and reads
+    those of all. What a kill has left of a last line is dropped."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self.path = folder / (f"samples.{rank}.jsonl" if rank else NAME)
         self.known: dict[str, Sample] = {}
         self.lines: dict[str, dict[str, Any]] = {}  # as they stand in the file, verdicts and all
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+b")  # noqa: SIM115  # closed by `close`
-            self._read()
+            self.file = open(self.path, "a+b")  # noqa: SIM115  # closed by `rewrite`
+            self.file.seek(0)
+            data = self.file.read()
+            self.file.truncate(data.rfind(b"\n") + 1)
+            self.read_all()
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from error
 
-    def _read(self) -> None:
-        self.file.seek(0)
-        data = self.file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self.file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+    def read_all(self) -> None:
+        """Learn every whole answer in the folder's files."""
+        for path in (self.folder / NAME, *self.others()):
+            if path.exists():
+                self._read(path)
+
+    def others(self) -> list[Path]:
+        """The files of processes other than the first."""
+        return sorted(self.folder.glob("samples.*.jsonl"))
+
+    def _read(self, path: Path) -> None:
+        data = path.read_bytes()
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
             try:
                 row = json.loads(line)
                 sample = Sample(**{name: row[name] for name in Sample.__dataclass_fields__})
             except (ValueError, KeyError, TypeError):
                 raise DataError(
-                    f"{self.path} line {number}: is no answer; delete the line, or the file"
+                    f"{path} line {number}: is no answer; delete the line, or the file"
                 ) from None
             self.known.setdefault(sample.key, sample)
             self.lines.setdefault(sample.key, row)
@@ -80,16 +91,15 @@ class Samples:
         for sample in samples:
             self.known.setdefault(sample.key, sample)
 
-    def close(self) -> None:
-        self.file.close()
-
     def rewrite(self, judged: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """The file again: this run's answers in order of the questions, each with its verdict
+        """One file again: this run's answers in order of the questions, each with its verdict
         behind it; answers to other questions or with other settings stay, last."""
         first = {key: asdict(self.known[key]) | verdict for key, verdict in judged}
         rows = [*first.values(), *(row for key, row in self.lines.items() if key not in first)]
-        self.close()
+        self.file.close()
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        for path in self.others():
+            path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

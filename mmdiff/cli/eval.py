@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,10 +83,12 @@ def eval(
     benchmark = make(task, metric)
     check_way(benchmark, by)
     own = [f"{name}={value}" for name, value in settings_of(benchmark, {}).items()]
+    rank, device = _process(device)
     session = Session(benchmark.head, model, [*own, *(rest or [])], device)
     made = plan(benchmark, data, limit, image_root)
-    _tell_bad(made)
-    with Progress(len(made.asked), "questions") as progress:
+    if not rank:
+        _tell_bad(made)
+    with Progress(0 if rank else len(made.asked), "questions") as progress:
         results = evaluate(
             session.model,
             made,
@@ -96,6 +100,8 @@ def eval(
             progress=lambda count: progress.advance(count, _left(progress, count)),
             **session.settings,
         )
+    if rank:
+        return 2 if results["data"]["bad_rows"] else 0
     if as_json:
         for name, rows in results["tables"].items():
             for row in rows:
@@ -118,10 +124,18 @@ SUMMARY = (
 )  # fmt: skip
 
 
+def _process(device: str | None) -> tuple[int, str | None]:
+    """Which process of an `accelerate launch` this is, and the device it works on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, device
+    from mmdiff.eval.runner import processes
+
+    state = processes()
+    return state.process_index, device or str(state.device)
+
+
 def _left(progress: Progress, count: int) -> str:
     """The time that is left, for logs without a bar."""
-    import time
-
     done = progress.done + count
     spent = time.monotonic() - progress.began
     return f"{spent / max(1, done) * max(0, progress.total - done):.0f} s left"

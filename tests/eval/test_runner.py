@@ -276,3 +276,18 @@ def test_a_killed_process_leaves_whole_lines(checkpoint, data, tmp_path):
     run(model, data, tmp_path / "a")
     run(model, data, tmp_path / "b")
     assert results(tmp_path / "a") == results(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run(model, checkpoint, data, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["-m", "mmdiff", "eval", "nlvr", "--data", str(data), "--model", checkpoint]
+    command += ["--output", str(tmp_path / "two"), "--batch-size", "2"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280)
+    assert (tmp_path / "two" / "results.json").exists(), done.stderr
+    assert done.stdout.count("without guesses") == 1
+    run(model, data, tmp_path / "one", name=checkpoint)
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert plain_samples(tmp_path / "two") == plain_samples(tmp_path / "one")
+    assert not list((tmp_path / "two").glob("samples.*.jsonl"))
