@@ -9,6 +9,7 @@ that keep their hyphen ("anti- "), and telephone numbers.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Tokens that the published scorer drops. It looks for upper-case brackets among lower-case tokens,
 # so that brackets stay.
@@ -73,7 +74,7 @@ _RULES = (
     r"''|``",
 )
 _TOKEN = re.compile("|".join(f"(?:{rule})" for rule in _RULES) + r"|\S")
-_PLAIN = re.compile(r"[a-z]+\Z")
+_WITH_STOP = {*_ABBREVIATED.split(), *_WITH_CAPITAL.split(), *_BEFORE_NUMBER.split()}
 _SPLIT = {"cannot", "gonna", "gotta", "wanna", "lemme", "gimme"}
 _WRITTEN = {
     "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&nbsp;": "", "…": "...",
@@ -87,17 +88,24 @@ _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-"})
 
 def tokens(caption: str) -> list[str]:
     """The tokens of a caption, lower-cased, punctuation left out."""
-    found: list[str] = []
-    for word in caption.split():
-        if _PLAIN.match(word) and word not in _SPLIT:  # most words of most captions
-            found.append(word)
-        else:
-            break
-    else:
-        return found
-    text = " ".join(caption.split())
-    written = (_written(match) for match in _TOKEN.findall(text))
+    given = caption.split()
+    plain = [_plain(word, place == len(given)) for place, word in enumerate(given, start=1)]
+    if all(plain):  # most captions
+        return plain
+    written = (_written(match) for match in _TOKEN.findall(" ".join(given)))
     return [token for token in written if token and token not in DROPPED]
+
+
+def _plain(word: str, last: bool) -> str:
+    """A word of letters alone as it will be written, without a comma or the caption's full stop;
+    '' for all others."""
+    core = word.removesuffix(",")
+    if last and word[-1] == "." and len(word) > 2:
+        core = word[:-1]
+    lower = core.lower()
+    if not (core.isascii() and core.isalpha()) or lower in _SPLIT:
+        return ""
+    return "" if lower in _WITH_STOP and word[-1] == "." else lower
 
 
 def _written(token: str) -> str:
@@ -114,6 +122,7 @@ def _written(token: str) -> str:
     return token.replace("\u2019", "'").lower()
 
 
+@lru_cache(maxsize=1 << 17)
 def tokenized(caption: str) -> str:
     """The tokens with blanks between, as the scores take them."""
     return " ".join(tokens(caption))
