@@ -57,8 +57,7 @@ class Chat(api.lmms):  # type: ignore[name-defined]
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """A GenerationResult for each request, in order."""
-        from tqdm import tqdm
-
+        tqdm = require("tqdm", "lmms", "the lmms-eval plug-in").tqdm
         made: dict[int, Any] = {}
         with tqdm(total=len(requests), disable=self.rank != 0, desc="mmdiff") as bar:
             for settings, places in self._batches(requests):

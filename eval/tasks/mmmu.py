@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from mmdiff.errors import SettingError, nearest
@@ -80,9 +81,12 @@ def answer_of(row: dict[str, Any], options: Sequence[str] | None) -> str | list[
     """The right letter, or the right answers of an open question."""
     if options is not None:
         return base.option_letter(row, "answer", options)
-    if isinstance(row.get("answer"), list | tuple) or str(row.get("answer")).startswith("["):
+    if isinstance(row.get("answer"), list | tuple):
         return base.texts(row, "answer")
     answer = base.text(row, "answer")
+    if answer.startswith("["):
+        with suppress(BadQuestion):  # an interval, or the name of an ion, is no list
+            return base.texts(row, "answer")
     if answer.strip() in ("", "?"):
         raise BadQuestion("bad_answer", f"answer {answer!r}: the row has no right answer")
     return answer

@@ -44,9 +44,11 @@ def vqa_mark(question: Question, said: str, form: str) -> Mark:
 
 
 def people(row: dict[str, Any]) -> list[str]:
-    """The people's answers: texts, or objects with one. Raises BadQuestion."""
+    """The people's answers: texts, objects with one, or an object of lists. Raises BadQuestion."""
     given = base.cell(row, "answers")
-    if isinstance(given, list | tuple) and all(isinstance(each, dict) for each in given):
+    if isinstance(given, dict):
+        found = base.texts(given, "answer")
+    elif isinstance(given, list | tuple) and all(isinstance(each, dict) for each in given):
         found = [base.text(each, "answer") for each in given]
     else:
         found = base.texts(row, "answers")

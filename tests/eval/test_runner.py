@@ -3,9 +3,11 @@
 import html.parser
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,14 @@ def test_a_question_that_is_too_long_is_left_out(model, data, tmp_path):
     assert made["questions"] == 3 and made["data"]["kinds"] == {"refused": 1}
 
 
+def test_a_run_without_a_good_row(model, data, tmp_path):
+    for picture in data.glob("*.png"):
+        picture.unlink()
+    made = run(model, data, tmp_path / "a")
+    assert (made["score"], made["questions"], made["data"]["bad_rows"]) == (None, 0, 13)
+    check_page((tmp_path / "a" / "report.html").read_text())
+
+
 def test_seeds_must_be_one_number(model, data, tmp_path):
     with pytest.raises(SettingError, match="one number"):
         run(model, data, tmp_path / "a", seed=[1, 2])
@@ -172,6 +182,8 @@ class Page(html.parser.HTMLParser):
 
 def check_page(text):
     made = Page(text)
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.S):
+        xml.etree.ElementTree.fromstring(drawing)
     names = {tag for tag, _ in made.tags}
     assert not names & {"script", "iframe", "object", "link", "a", "form"}
     for tag, attributes in made.tags:

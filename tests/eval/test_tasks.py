@@ -143,6 +143,15 @@ def test_mmmu_pro_is_the_mean_of_both_sets():
     assert sum(sum(part) / len(part) for part in task.parts(judged)) == pytest.approx(0.75)
 
 
+def test_answers_in_every_form_that_is_published():
+    people = [{"answer": "red", "answer_id": n} for n in range(3)]
+    row = ROWS["vqav2"][0]
+    for given in (people, {"answer": ["red"] * 3, "answer_id": [0, 1, 2]}, ["red"] * 3):
+        assert ask("vqav2", row | {"answers": given}, "")[1].answer == ["red"] * 3
+    for given, answer in (("['a', 'b']", ["a", "b"]), ("[0, 1)", "[0, 1)"), (["a"], ["a"])):
+        assert ask("mmmu", OPEN | {"answer": given}, "")[1].answer == answer
+
+
 def test_llava_conversations_have_a_question_for_each_answer():
     row = {
         "id": "c",
