@@ -224,7 +224,7 @@ def options(row: dict[str, Any], name: str) -> tuple[str, ...]:
 
 def option_letter(row: dict[str, Any], name: str, options: Sequence[str]) -> str:
     """The right option's letter. Raises BadQuestion where it is none of the options'."""
-    answer = text(row, name).strip()
+    answer = str(cell(row, name)).strip()
     if answer not in LETTERS[: len(options)] or len(answer) != 1:
         raise BadQuestion("bad_answer", f"{name} {answer[:40]!r} is none of the {len(options)}")
     return answer

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmdiff.eval.metrics.letter import LETTERS, letter
 from mmdiff.eval.tasks import base
-from mmdiff.eval.tasks.base import TASKS, BadQuestion, Mark, Question, Task
+from mmdiff.eval.tasks.base import TASKS, Mark, Question, Task
 
 TAIL = "\nAnswer with the option's letter from the given choices directly."
 
@@ -20,18 +20,15 @@ class ScienceQA(Task):
 
     def question(self, row: dict[str, Any]) -> Question:
         options = base.options(row, "choices")
-        number = base.cell(row, "answer")
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int)
-            or not 0 <= number < len(options)
-        ):
-            raise BadQuestion("bad_answer", f"answer {number!r} is none of the {len(options)}")
+        answer = base.cell(row, "answer")
+        if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
+            answer = LETTERS[answer]
+        answer = base.option_letter({"answer": answer}, "answer", options)
         hint = str(row.get("hint") or "")
         return Question(
             base.identifier(row, "id", "question_id"),
             prompt(base.text(row, "question"), options, hint),
-            LETTERS[number],
+            answer,
             (base.image(row, "image"),) if row.get("image") is not None else (),
             options,
             {name: str(row[name]) for name in ("subject", "grade") if row.get(name)},

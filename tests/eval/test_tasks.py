@@ -308,7 +308,7 @@ def test_mme_pictures_need_two_questions(tmp_path):
 
 
 def test_parquet_folders_as_they_are_published(tmp_path):
-    pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets")
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for subject, split, picture in (
         ("Art", "validation", "red"),
@@ -331,6 +331,11 @@ def test_parquet_folders_as_they_are_published(tmp_path):
     assert good[0].question.images == ()  # no bytes are kept
     [picture] = source.pictures(task, good[1])
     assert picture.getpixel((0, 0)) == (0, 0, 255)
+    saved = datasets.Dataset.from_parquet(str(tmp_path / "Math" / "test-00000-of-00001.parquet"))
+    saved.save_to_disk(str(tmp_path / "saved" / "test"))
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    good, _ = questions(task, open_source(task, tmp_path / "saved", None))
+    assert [asked.question.id for asked in good] == ["test_Math_1"]
 
 
 def test_a_huge_picture_becomes_text(tmp_path):
