@@ -38,7 +38,10 @@ def eval(
         typer.Option("--data", help="A data file, or a folder of the benchmark's files."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="The run's folder; it goes on where it stopped.")
+        Path | None,
+        typer.Option(
+            "--output", help="The run's folder, where it also goes on. Default: runs/eval-TASK."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Rows of the data; default all.")
@@ -76,11 +79,10 @@ def eval(
     from mmdiff.eval.runner import evaluate, plan, settings_of
     from mmdiff.eval.tasks.base import make
 
-    if output is None:
-        raise SettingError("--output FOLDER: name where results, answers and the report go")
+    benchmark = make(task, metric)
+    output = output or Path("runs", f"eval-{benchmark.name}")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder")
-    benchmark = make(task, metric)
     check_way(benchmark, by)
     own = [f"{name}={value}" for name, value in settings_of(benchmark, {}).items()]
     rank, device = _process(device)

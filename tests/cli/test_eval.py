@@ -39,8 +39,9 @@ def test_bad_rows_are_told_and_the_rest_is_scored(run, checkpoint, charts):
 def test_tabletop_needs_no_data(run, checkpoint, tmp_path, monkeypatch):
     items = tuple(tabletop_sets._item("vqa", i) for i in range(2))
     monkeypatch.setattr(tabletop, "load_set", lambda name: items)
-    made = run("eval", "tabletop", "--model", checkpoint, "--output", tmp_path / "a", "--json")
-    assert made.code == 0
+    monkeypatch.chdir(tmp_path)
+    made = run("eval", "tabletop", "--model", checkpoint, "--json")
+    assert made.code == 0 and (tmp_path / "runs" / "eval-tabletop" / "report.html").exists()
     *rows, last = made.rows
     assert last["summary"]["questions"] == 6 and {row["table"] for row in rows} == {"kind"}
 
@@ -66,7 +67,7 @@ def test_two_runs_are_compared(run, checkpoint, charts):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("chartqa", "--data", "x"), "--output"),
+        (("chartqa", "--output", "file"), "file; name a folder"),
         (("chartqq", "--output", "x"), "Did you mean chartqa"),
         (("chartqa", "--output", "x"), "--data"),
         (("chartqa", "--output", "x", "--data", "none"), "no such data file"),
@@ -77,6 +78,7 @@ def test_two_runs_are_compared(run, checkpoint, charts):
 )
 def test_what_is_asked_for_wrongly(run, checkpoint, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
     made = run("eval", *arguments, "--model", checkpoint)
     assert made.code == 2 and words in made.err and made.err.count("\n") == 1
-    assert not (tmp_path / "x").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
