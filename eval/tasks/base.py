@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdiff.data.rows import BadRow, image_source
 from mmdiff.errors import DataError, SettingError
 from mmdiff.eval.metrics.letter import LETTERS
 from mmdiff.registry import Registry
+
+if TYPE_CHECKING:
+    from mmdiff.data.readers import Reader
 
 MAX_LIST = 20_000  # characters of a cell that holds a list
 KINDS = {
@@ -92,6 +96,10 @@ class Task:
             raise SettingError(f"{self.name}:{option}: {self.name} has no variants")
         if metric:
             raise SettingError(f"--metric {metric}: {self.name} has a score of its own")
+
+    def reader(self, path: Path) -> Reader | None:
+        """A reader of a file that only this benchmark has; None for files that all have."""
+        return None
 
     def questions(self, row: dict[str, Any]) -> Iterable[Question]:
         """The questions of a raw row, mostly one. Raises BadQuestion or BadRow."""

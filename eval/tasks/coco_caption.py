@@ -1,17 +1,42 @@
-"""COCO captions: CIDEr, with BLEU, ROUGE-L and METEOR beside it."""
+"""COCO captions: CIDEr, with BLEU, ROUGE-L and METEOR beside it. Reads rows with all captions of a
+picture, or the official annotation file (captions_val2017.json, `--image-root val2017`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from mmdiff.errors import MissingExtraError
+from mmdiff.data.json_files import parse
+from mmdiff.data.readers import Found
+from mmdiff.errors import DataError, MissingExtraError
 from mmdiff.eval.metrics import caption, meteor
 from mmdiff.eval.metrics.ptb import tokenized
 from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, BadQuestion, Judged, Mark, Question, Task
 
 COLUMNS = ("answer", "captions", "caption", "references")
+
+
+class Annotations:
+    """The official annotation file: {"images": [{"id", "file_name"}], "annotations": [{"image_id",
+    "caption"}]}; a row for each picture."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        captions: dict[Any, list[Any]] = {}
+        for each in data["annotations"]:
+            captions.setdefault(each["image_id"], []).append(each["caption"])
+        self.rows = [
+            {"id": each["id"], "image": each["file_name"], "captions": captions.get(each["id"])}
+            for each in data["images"]
+        ]
+
+    def scan(self) -> Iterator[Found]:
+        for number, row in enumerate(self.rows):
+            yield Found(number, f"image {number + 1}", row, number / len(self.rows))
+
+    def fetch(self, address: Any) -> Any:
+        return self.rows[address]
 
 
 @TASKS.register("coco_caption")
@@ -25,6 +50,17 @@ class COCOCaption(Task):
     def __init__(self, option: str = "", metric: str | None = None) -> None:
         super().__init__(option, metric)
         self.missing = ""
+
+    def reader(self, path: Path) -> Annotations | None:
+        if path.suffix != ".json" or not path.is_file():
+            return None
+        data = parse(path.read_bytes())
+        if not isinstance(data, dict):
+            return None
+        try:
+            return Annotations(data)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: is no file of COCO captions ({error!r})") from None
 
     def question(self, row: dict[str, Any]) -> Question:
         name = next((each for each in COLUMNS if row.get(each) is not None), COLUMNS[0])

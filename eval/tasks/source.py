@@ -117,10 +117,10 @@ def open_source(task: Task, data: str | Path | None, image_root: str | Path | No
     path = Path(data)
     if path.is_dir() and not (path / "state.json").is_file():
         files = choose(path, task)
-        single = files[0] if len(files) == 1 else None
-        reader: Reader = open_data(single) if single else _shards(files, path)
-        return Files(reader, data_root(single or path, image_root), str(data))
-    return Files(open_data(path), data_root(path, image_root), str(data))
+        if len(files) > 1:
+            return Files(_shards(files, path), data_root(path, image_root), str(data))
+        path = files[0]
+    return Files(task.reader(path) or open_data(path), data_root(path, image_root), str(data))
 
 
 def choose(folder: Path, task: Task) -> list[Path]:

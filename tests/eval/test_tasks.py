@@ -338,6 +338,22 @@ def test_parquet_folders_as_they_are_published(tmp_path):
     assert [asked.question.id for asked in good] == ["test_Math_1"]
 
 
+def test_cocos_own_annotations(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    data = {
+        "images": [{"id": 9, "file_name": "a.png"}, {"id": 10, "file_name": "a.png"}],
+        "annotations": [{"image_id": 9, "caption": text} for text in ("a cat", "a dog")],
+    }
+    file = tmp_path / "captions_val2017.json"
+    file.write_text(json.dumps(data))
+    good, bad = read(file, "coco_caption")
+    assert [(a.question.id, a.question.answer) for a in good] == [("9", ["a cat", "a dog"])]
+    assert [(row.id, row.kind) for row in bad] == [("10", "missing_column")]
+    file.write_text('{"images": 3}')
+    with pytest.raises(DataError, match="no file of COCO captions"):
+        read(file, "coco_caption")
+
+
 def test_a_huge_picture_becomes_text(tmp_path):
     import struct
     import zlib
