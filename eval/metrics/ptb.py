@@ -15,8 +15,10 @@ from functools import lru_cache
 # so that brackets stay.
 DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
-_L = r"[^\W\d_²³¹¼½¾⅓⅔]"  # a letter: those signs count as word characters in Python
-_WORD = rf"{_L}[\w\u0300-\u036f]*"
+# Letters, and letters or digits: some signs count as word characters in Python. Marks belong to
+# the letter before them.
+_SIGNS, _MARKS = "²³¹¼½¾⅓⅔\u2070-\u209f", "\u0300-\u036f\u0900-\u0963\u0980-\u0dff"
+_L, _LD = rf"[^\W\d_{_SIGNS}]", rf"[^\W_{_SIGNS}]"
 _APOS = "['\u2019`]"
 _ABBREVIATED = """
 jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri ala ariz calif colo
@@ -42,47 +44,54 @@ _RULES = (
     r"<(?:[!?][A-Za-z-][^>]*|/?[A-Za-z][\w:.-]*(?:\s+[A-Za-z][\w:.-]*(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'"
     r"|[\w#%.-]+))?)*\s*/?\s*)>",
     r"(?:https?://|www\.)[^\s\"<>|()]+[^\s\"<>|.!?(){},-]",
-    r"[\w.%+-]{1,64}@[\w-]+(?:\.[\w-]+)+",
+    r"[\w.%+-]{1,64}@[\w-]+(?:\.[\w-]+)*",
+    r"\(\d{3}\) ?\d{3}-\d{4}",
     rf"[@#]{_L}\w*",
     rf"[cC](?:\+\+|#){_END}",
-    r"[Uu][Ss]\$",
-    r"[A-Z]+&[A-Z]+(?!\w)",
+    r"(?i:US|HK|A|C)\$",
+    r"[A-Z]+&[A-Z]+(?![A-Z])",
     rf"(?i:(?:{_any(_ABBREVIATED)})\.){_END}",
     rf"(?:{_CAPITAL})\.{_END}",
     rf"(?i:(?:{_any(_BEFORE_NUMBER)})\.)(?=\s*\d|[,;])",
-    rf"[A-Za-z](?:\.[A-Za-z])+\.?{_END}",
-    r"[A-HJ-Za-hj-z]\.(?=\.\.|[^\w.]|$)|[Ii]\.(?=\s*\S)",  # an initial
+    rf"(?i:(?:non|eu|sino)-u\.s\.?)|[A-Za-z](?:\.[A-Za-z])+(?:\.-{_L}+|\.?{_END})",
+    r"[A-Za-z]\.(?=\.\.|[^\w.]|$)",  # an initial
     rf"(?i:can(?=not{_WHOLE})|(?:gon|wan)(?=na{_WHOLE})|got(?=ta{_WHOLE})|(?:lem|gim)(?=me{_WHOLE}))",
-    rf"(?i:{_APOS}(?:s|m|d|re|ve|ll|em|til|cause|n{_APOS})){_END}",
+    rf"(?i:{_APOS}(?:n{_APOS}|(?:s|m|d|re|ve|ll|em|til|cause|n){_END}))",
     rf"(?i:{_APOS}t(?=is{_END}|was{_END}))",
     rf"(?i:y{_APOS}(?={_L}))",
-    rf"(?i:(?:ol|somethin){_APOS}{_END}|o{_APOS}clock|ma{_APOS}am|[dol]{_APOS}{_L}+)",
+    rf"(?i:(?:ol|somethin){_APOS}{_END}|ma{_APOS}am|n?e{_APOS}er|c{_APOS}mon"
+    rf"|cap{_APOS}n|nat{_APOS}l|o{_APOS}er(?:-{_L}+)*|(?:qu|[dol]){_APOS}{_L}+)",
     rf"(?i:n{_APOS}t){_END}",
     r"(?<!\w)['\u2019]\d\ds?(?!\w)",
     # a word cut before n't
     rf"{_L}+(?=[nN]{_APOS}[tT]{_END})",
     # numbers; words with letters, digits, hyphens, slashes and stops inside
+    r"\d{1,4} \d{1,4}/\d{1,4}(?!\w)",
     r"[-+]?\d*(?:[.,:]\d+)+(?:-\d+)*",
     rf"{_L}+(?:[.!?]{_L}[\w]*)+",
-    r"[^\W_²³¹¼½¾⅓⅔][\u0300-\u036f]*(?:[^\W_²³¹¼½¾⅓⅔]|[\u0300-\u036f]|[-_/](?=[^\W_²³¹¼½¾⅓⅔]))*",
+    rf"{_LD}[{_MARKS}]*(?:{_LD}|[{_MARKS}]|[-_/\u2010\u2011\u2044](?={_LD}))*",
+    r"[²³¹\u2070-\u209f]+",
     r"[-+]\d+",
     r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]](?![A-Za-z])",
-    r"-_-",
+    r"[-^x=~<>']_[-^x=~<>']",
     r"\.\.\.+|\. \. \.|…",
     r"-{2,4}(?!-)|-{5,}|[\u2013\u2014]",
     r"[!?]+|\*+|_+|#{2,}|@{2,}",
     r"''|``",
 )
 _TOKEN = re.compile("|".join(f"(?:{rule})" for rule in _RULES) + r"|\S")
+_CLITIC = re.compile("(?i:\u2019(?:s|m|d|re|ve|ll)|n\u2019t)")
 _WITH_STOP = {*_ABBREVIATED.split(), *_WITH_CAPITAL.split(), *_BEFORE_NUMBER.split()}
 _SPLIT = {"cannot", "gonna", "gotta", "wanna", "lemme", "gimme"}
 _WRITTEN = {
     "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&nbsp;": "", "…": "...",
     ". . .": "...", "\u2013": "--", "\u2014": "--", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3",
-    "⅔": "2/3", "£": "#", "€": "$", "¢": "cents", '"': "''", "\u201c": "``", "\u201d": "''",
+    "⅔": "2/3", "£": "#", "€": "$", "¤": "$", "¢": "cents", '"': "''", "\u201c": "``",
+    "\u201d": "''",
     "\u2018": "`", "\u2019": "'", "«": "``", "»": "''", "\u2039": "`", "\u203a": "'",
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
 }  # fmt: skip
+_UNSEEN = {0x200B: " ", 0xFEFF: " ", 0x00AD: None, 0x200D: None}
 _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-"})
 
 
@@ -92,7 +101,8 @@ def tokens(caption: str) -> list[str]:
     plain = [_plain(word, place == len(given)) for place, word in enumerate(given, start=1)]
     if all(plain):  # most captions
         return plain
-    written = (_written(match) for match in _TOKEN.findall(" ".join(given)))
+    text = " ".join(caption.translate(_UNSEEN).split())
+    written = (_written(match) for match in _TOKEN.findall(text))
     return [token for token in written if token and token not in DROPPED]
 
 
@@ -119,7 +129,11 @@ def _written(token: str) -> str:
         return "..."
     if token in ("---", "----"):
         return "--"
-    return token.replace("\u2019", "'").lower()
+    if token[0] == "(":  # a telephone number
+        token = token.translate(_BRACKETS)
+    if _CLITIC.fullmatch(token):
+        token = token.replace("\u2019", "'")
+    return token.replace(" ", "\u00a0").lower()
 
 
 @lru_cache(maxsize=1 << 17)
