@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walk import block, codes, dimple, masks, pictures, samplers, text, training
+from tests.walk import block, codes, dimple, masks, metrics, pictures, samplers, text, training
 from tests.walk.core import Entry, entries
 
 LAYOUTS = {
@@ -39,6 +39,7 @@ PARTS = {
     "dllm_mdlm_loss_and_cart": training.dllm,
     "attention_masks": masks.attention_masks,
     "position_dependent_masking": training.position_dependent,
+    **metrics.READERS,
 }
 KINDS = ("checkpoint", "decode", "loss", "mask", "tokenizer", "metric", "adapter")
 # Beginnings of entry ids that nothing here reads yet.
@@ -47,7 +48,6 @@ NOT_YET = (
     *(f"vlmo/{name}" for name in OTHERS),
     *(f"training/{name}" for name in ("rl_token", "gdpo", "vrpo", "tracerl")),
     "vla/",
-    "eval/",
     "audio/",
     "medical/",
 )

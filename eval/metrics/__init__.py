@@ -1,0 +1,1 @@
+"""Scores of benchmarks, each by the rules of the code that published figures come from."""

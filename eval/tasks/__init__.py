@@ -1,0 +1,1 @@
+"""Benchmarks: one file each, reading rows and judging answers."""
