@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mmdiff.eval.tasks.source import Bad
 
-SHOWN = 40  # wrong answers with their pictures
+SHOWN = 24  # wrong answers with their pictures
 BAD_SHOWN = 200
 SIDE = 240  # of a picture in the page, in pixels
 LONG = 1500  # characters of a text in the page
