@@ -59,7 +59,7 @@ class Sized(Fixed):
         there and `chance` their probability."""
         raise NotImplementedError
 
-    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+    def bound(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
         now = canvas.open_block()
         ahead = (canvas.block >= now) & (canvas.open_cells().long().cumsum(1) > 0)
         place = torch.where(ahead, ahead.long().cumsum(1) - 1, -1)

@@ -35,7 +35,7 @@ class Length(Protocol):
     def need(self, canvas: Canvas, need: Tensor) -> Tensor:
         """(b, L) bool: the cells to score, of which `need` must be."""
 
-    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+    def bound(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
         """(b, L) bool: which of the open cells may be decided now, as what the model said has it.
         May renumber the blocks of the canvas."""
 
@@ -58,7 +58,7 @@ class Fixed(Length):
     def need(self, canvas: Canvas, need: Tensor) -> Tensor:
         return need
 
-    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+    def bound(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
         return is_open
 
     def grow(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> Canvas:
@@ -111,7 +111,7 @@ class Grow(Length):
         self.open = canvas.open_cells()
         return need | canvas.writable
 
-    def open(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
+    def bound(self, canvas: Canvas, is_open: Tensor, seen: Seen) -> Tensor:
         return is_open & ~self.measuring[seen.rows, None]
 
     def grow(self, canvas: Canvas, end_ids: Tensor, seen: Seen) -> Canvas:

@@ -227,7 +227,7 @@ def _fill(
         seen = Seen(rows, need, proposal)
         if rules.see is not None:
             rules.see(seen)
-        is_open = rules.length.open(live, is_open, seen)
+        is_open = rules.length.bound(live, is_open, seen)
         ranked = order - LATER * torch.isin(proposal.tokens, rules.late)
         score = spread(ranked, need, float("-inf")).masked_fill(~is_open, float("-inf"))
         probability = spread(proposal.probability, need, 0.0)

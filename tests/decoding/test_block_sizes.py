@@ -81,7 +81,7 @@ def test_adablock_equals_the_rule_row_by_row(model, share, sure):
     assert answers(made) == [ids for ids, _, _ in expected]
     assert made.nfe.tolist() == [calls for _, calls, _ in expected]
     if sure == 0.0:
-        assert expected[0][2][0] <= 2
+        assert expected[0][2][0] < 4
 
 
 @pytest.mark.parametrize("cache", ["dual", "suffix", "delayed", "block"])
