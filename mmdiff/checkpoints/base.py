@@ -177,7 +177,7 @@ def find_start(config: Json, where: str) -> tuple[str, Family]:
 
 def pictures_of(config: Any) -> Pictures | None:
     """How a model of this (our) config reads and paints pictures as codes; None: it does not."""
-    name = getattr(config, "family", None)  # transformers' own configs have none
+    name: Any = getattr(config, "family", None)  # transformers' own configs have none
     return FAMILIES.get(name).pictures if name in FAMILIES else None
 
 
