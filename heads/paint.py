@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmdiff.checkpoints.base import FAMILIES, Pictures
-from mmdiff.encoders.codes import Codec, load_codec
+from mmdiff.checkpoints.base import Pictures, pictures_of
+from mmdiff.encoders.codes import Codec
 from mmdiff.errors import InputError
 from mmdiff.heads.base import require_text
+from mmdiff.heads.look import codec_of, codes_of, use_codec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,22 +37,19 @@ class GeneratedImage:
 def paint(
     model: MMDiffModel,
     texts: Sequence[str],
-    codec: Codec | str | Path,
+    codec: Codec | str | Path | None,
     size: tuple[int, int] | None,
     **decoding: Any,
 ) -> list[GeneratedImage]:
-    """One picture of `size` (height, width) for each text, in one batch."""
+    """A picture of `size` (height, width) for each text, in one batch."""
     began = time.perf_counter()
     pictures, processor = how(model), model.processor
-    assert processor is not None and model.config.codes is not None
-    if isinstance(codec, (str, Path)):
-        net: Codec = load_codec(pictures.codec, codec)
-    else:
-        net = codec
+    assert processor is not None
+    if codec is not None:
+        use_codec(model, codec)
+    net = codec_of(model, pictures)
     grid = grid_of(size or pictures.size, net)
-    first, count = model.config.codes
-    if net.size != count:
-        raise InputError(f"the codec has {net.size} codes, but this model has {count}")
+    first, count = codes_of(model, net)
     rows = [pictures.row(processor, require_text(text, "text"), grid) for text in texts]
     prompt, seen = padded([row.prompt for row in rows], model.device)
     negative, beside = padded([row.negative for row in rows], model.device)
@@ -77,13 +75,12 @@ def paint(
 
 def how(model: MMDiffModel) -> Pictures:
     """How this model paints; raises InputError for one that does not."""
-    name: Any = getattr(model.config, "family", None)  # transformers' own configs have none
-    family = FAMILIES.get(name) if name in FAMILIES else None
-    if family is None or family.pictures is None or not model.config.codes:
+    pictures = pictures_of(model.config)
+    if pictures is None or not model.config.codes:
         raise InputError("this model paints no pictures: it has no image codes")
     if model.processor is None:
         raise InputError("this checkpoint has no processor files; use generate(input_ids=...)")
-    return family.pictures
+    return pictures
 
 
 def grid_of(size: tuple[int, int], codec: Codec) -> tuple[int, int]:

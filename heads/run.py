@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmdiff import positions
+from mmdiff.checkpoints.base import pictures_of
 from mmdiff.decoding.loop import Step, decode
 from mmdiff.decoding.settings import Decoding, limited, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
+from mmdiff.heads import look
 from mmdiff.heads.base import Example, Head
 from mmdiff.processing import Row, collate, part_picture, prompt_row
 
@@ -66,7 +68,8 @@ def _fill(
     began = time.perf_counter()
     processor = model.processor
     assert processor is not None
-    canvas = compose_canvas(model, processor, examples, settings.max_new_tokens)
+    cells = settings.max_new_tokens
+    canvas = compose_canvas(model, processor, examples, cells, settings.compat)
     settings = replace(settings, stop_ids=(*processor.end_ids[1:], *settings.stop_ids))
     filled = decode(model, canvas, settings, processor.end_id)
     start = canvas.prompt_length
@@ -88,23 +91,34 @@ def _fill(
 
 
 def compose_canvas(
-    model: MMDiffModel, processor: Processor, examples: list[Example], cells: int
+    model: MMDiffModel,
+    processor: Processor,
+    examples: list[Example],
+    cells: int,
+    compat: str | None = None,
 ) -> Canvas:
     """The canvas of examples whose answer regions have `cells` cells, on the model's device."""
     longest = getattr(model.backbone.config, "max_position_embeddings", None)
     rows: list[Row] = []
     pictures: dict[int, Any] = {}  # by identity: one shown to several rows is encoded once
+    as_codes, seen = pictures_of(model.config), look.Seen()
     for example in examples:
-        sizes = [image.size for image in example.images]
-        prompt = processor.expand(processor.prompt_ids(example.messages), sizes)
+        behind: list[int] = []
+        images: list[int] = []
+        if as_codes:
+            prompt, behind = look.prompt(model, as_codes, example, seen, compat)
+        else:
+            sizes = [image.size for image in example.images]
+            prompt = processor.expand(processor.prompt_ids(example.messages), sizes)
+            pictures.update({id(image): image for image in example.images})
+            numbers = list(pictures)
+            images = [numbers.index(id(image)) for image in example.images]
         template, holes = example.template, example.holes
         if template is None or holes is None:
             template, holes = [processor.mask_id] * cells, [True] * cells
         check_length(longest, len(prompt), cells)
-        pictures.update({id(image): image for image in example.images})
-        numbers = list(pictures)
-        images = [numbers.index(id(image)) for image in example.images]
-        rows.append(prompt_row(prompt, template, holes, images))
+        fixed = [False] * len(behind)
+        rows.append(prompt_row(prompt, [*template, *behind], [*holes, *fixed], images))
     pixels, blocks = processor.read(list(pictures.values())) if pictures else (None, None)
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, blocks=blocks).to(
         model.device

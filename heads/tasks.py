@@ -18,6 +18,7 @@ from mmdiff.decoding.loop import decode
 from mmdiff.decoding.settings import Decoding, limited, make_decoding, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
+from mmdiff.heads import look
 from mmdiff.heads.base import HEADS, Example, Head
 from mmdiff.heads.paint import paint
 from mmdiff.heads.run import Generation, fill
@@ -81,15 +82,15 @@ class Tasks:
     def paint(
         self: Any,
         text: Any,
-        codec: Any,
+        codec: Any = None,
         size: tuple[int, int] | None = None,
         **decoding: Any,
     ) -> Any:
         """Paint a text, or each of a list in one batch: a `GeneratedImage` with `.image`, `.codes`.
 
-        `codec` (`mmdiff.encoders.codes.load_codec`, or the folder with its weights) makes pixels of
-        the codes; `size` (height, width) in pixels defaults to the family's own. Raises InputError
-        for a model without image codes or a size that its codes do not divide.
+        `codec` as in `run` makes pixels of the codes; `size` (height, width) in pixels defaults to
+        the family's own. Raises InputError for a model without image codes or a size that its codes
+        do not divide.
         """
         made = paint(self, _listed(text), codec, size, **decoding)
         return made if isinstance(text, (list, tuple)) else made[0]
@@ -102,14 +103,21 @@ class Tasks:
         allow_urls: bool = False,
         batch_size: int = BATCH,
         progress: Callable[[int], None] | None = None,
+        codec: Any = None,
         **decoding: Any,
     ) -> list[Generation]:
         """Any head over (pictures, text) pairs, batch by batch; `progress` hears finished rows.
+
+        `codec` makes codes of pictures where the family reads these so: one of
+        `mmdiff.encoders.codes`, or the folder with its weights; it stays the model's own, and
+        defaults to the one beside the checkpoint.
 
         Raises SettingError when `seed` is a list that has not one seed for each pair.
         """
         if self.processor is None:
             raise InputError("this checkpoint has no processor files; use generate(input_ids=...)")
+        if codec is not None:
+            look.use_codec(self, codec)
         task = HEADS.get(head)()
         settings = self.decoding(decoding, task.defaults)
         seeds = with_seed(settings, len(inputs))

@@ -166,6 +166,7 @@ def load(
     model = weights.empty(config, folder)
     weights.fill(model, folder, partial(our_key, family), device, dtype)
     model.processor = prompts.processor_of(model, family, folder)
+    prompts.find_codec(model, folder)
     return model.to(device).eval()
 
 

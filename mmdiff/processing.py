@@ -114,6 +114,7 @@ class Processor:
         self.image = image
         self.text = text
         self.tiling = tiling
+        self.codec: Any = None  # where pictures are codes: what makes them, or the folder it is in
         self.mask_id = int(tokenizer.mask_token_id if text.mask_id is None else text.mask_id)
         self.end_ids = text.end_ids or (int(tokenizer.eos_token_id),)
         self.end_id = self.end_ids[0]
@@ -198,6 +199,11 @@ class Processor:
         A message is {"role", "content": str | [{"type": "image"} | {"type": "text", "text"}]}. Text
         holding an added token is taken out, encoded apart as plain text, and spliced back in.
         """
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                "this checkpoint's tokenizer has no chat template (chat_template.jinja); use "
+                "generate(input_ids=...)"
+            )
         held: list[str] = []
 
         def guard(text: str) -> str:

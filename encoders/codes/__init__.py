@@ -23,16 +23,24 @@ class Codec(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (n, h, w) -> pixels (n, 3, H, W), about [-1, 1]."""
 
+    def to(self, device: Any) -> Any:
+        """The codec on a device; pixels and codes may come from any other."""
+
 
 CODECS: Registry[Callable[..., Any]] = Registry(
     "image codec", modules=("mmdiff.encoders.codes.magvit", "mmdiff.encoders.codes.amused")
 )
 
 
-def load_codec(kind: str, weights: str | Path, config: dict[str, Any] | None = None) -> Any:
+def load_codec(
+    kind: str,
+    weights: str | Path,
+    config: dict[str, Any] | None = None,
+    device: Any = "cpu",
+) -> Any:
     """The codec `kind` (magvit: MMaDA; amused: Lumina-DiMOO) with the weights of a folder or file.
 
     `config` gives sizes other than the published ones. Raises SettingError for an unknown kind,
     CheckpointError for weights that are missing or do not fit.
     """
-    return CODECS.get(kind)(Path(weights), config)
+    return CODECS.get(kind)(Path(weights), config).to(device)

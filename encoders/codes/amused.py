@@ -1,5 +1,7 @@
 """The VQ tokenizer of aMUSEd, which Lumina-DiMOO uses: diffusers' `VQModel`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ class Amused:
         self.net = net.eval().requires_grad_(False)
         self.factor = 2 ** (len(net.config.block_out_channels) - 1)
         self.size = int(net.config.num_vq_embeddings)
+
+    def to(self, device: Any) -> Amused:
+        self.net.to(device)
+        return self
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

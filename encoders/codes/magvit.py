@@ -1,6 +1,7 @@
 """The MAGVIT-v2 picture tokenizer of Show-o and MMaDA (showlab/magvitv2): a convolutional encoder
 and decoder around 13 look-up-free bits. Module names are those of the published weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,9 @@ class Magvit(nn.Module):
         return pixels
 
 
-def sizes(config: dict[str, Any] | None, part: str, published: dict[str, Any]) -> dict[str, Any]:
+def sizes(config: dict[str, Any], part: str, published: dict[str, Any]) -> dict[str, Any]:
     """Arguments of Encoder or Decoder; CheckpointError for a variant that is not built."""
-    given = (config or {}).get(part, {})
+    given = config.get(part, {})
     unknown = given.keys() - published.keys() - set(IGNORED)
     if unknown:
         raise CheckpointError(f"magvit: the {part} has no setting {min(unknown)!r}")
@@ -160,11 +161,25 @@ def sizes(config: dict[str, Any] | None, part: str, published: dict[str, Any]) -
     return made
 
 
+def said_in(path: Path) -> dict[str, Any]:
+    """What the folder's config.json says of encoder and decoder; the published one says nothing."""
+    file = path / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        said = dict(json.loads(file.read_text(encoding="utf-8")))
+        return {part: dict(said[part]) for part in ("encoder", "decoder") if part in said}
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from None
+
+
 @CODECS.register("magvit")
 def load(path: Path, config: dict[str, Any] | None = None) -> Magvit:
-    """A Magvit with the weights of a file or a folder; nothing missing, nothing over."""
+    """A Magvit with the weights of a file or a folder; nothing missing, nothing over. Sizes that
+    are not in `config` are those of the folder's config.json, else the published ones."""
     from mmdiff.checkpoints.weights import files, tensors
 
+    config = said_in(path) if config is None else config
     model = Magvit(sizes(config, "encoder", ENCODER), sizes(config, "decoder", DECODER))
     found: dict[str, Tensor] = {}
     for file in files(path) if path.is_dir() else [path]:

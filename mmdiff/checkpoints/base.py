@@ -6,7 +6,7 @@ A new family is one file with a `Family` registered under its name, listed in `M
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from mmdiff.registry import Registry
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from PIL import Image
 
     from mmdiff.decoding.settings import Decoding
 
@@ -48,14 +50,26 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class Pictures:
-    """How a family paints: `row(processor, text, (h, w))` lays out h rows of w codes, `codec` names
-    the tokenizer of pictures, `size` is the usual (height, width) in pixels, `decoding` the
-    published settings."""
+    """Pictures as codes: how a family paints them, and how it reads those it is asked about.
 
-    row: Callable[[Any, str, tuple[int, int]], PictureRow]
+    `codec` names their tokenizer, `folder` where in the checkpoint's folder its weights may lie,
+    `published` the hub id (or a folder of one) they come from. To paint, `row(processor, text,
+    (h, w))` lays out h rows of w codes, `size` is the usual (height, width) in pixels and
+    `decoding` the published settings. To read, `crop(picture, n)` is what is seen of one of n
+    pictures, `cells(processor, ids, w, compat)` what the ids of its codes become, w to a row (as
+    the published code has it under the name `compat`), and `ask(processor, messages)` the prompt
+    with a PLACEHOLDER for each picture, and the ids behind the answer.
+    """
+
     codec: str
+    folder: str
+    published: str
+    row: Callable[[Any, str, tuple[int, int]], PictureRow]
     size: tuple[int, int]
     decoding: Mapping[str, Any]
+    crop: Callable[[Image.Image, int], Image.Image]
+    cells: Callable[[Any, list[int], int, str | None], list[int]]
+    ask: Callable[[Any, Sequence[dict[str, Any]]], tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
@@ -66,10 +80,11 @@ class Family:
     beginnings (published, ours), `{}` standing for a layer number; the first that fits wins and a
     key that fits none is unknown. `unused` are beginnings of published keys that the published code
     itself never reads. `template` is the chat template, used where the folder's tokenizer has none.
+    `fixed_template` uses it even where that has one, which the published code never looks at.
     `system` is the message that opens a conversation, `after_images` follows a message's pictures,
     `image` names the token that stands for one, `around_image` what stands before and behind it.
     `mask` names the mask token, `ends` those that end an answer beside end-of-text, `forbidden`
-    those never generated. `pictures` is there where the family paints. `hub` lists known hub ids
+    those never generated. `pictures` is there where pictures are codes. `hub` lists known hub ids
     with their licence.
     """
 
@@ -79,6 +94,7 @@ class Family:
     keys: tuple[tuple[str, str], ...]
     unused: tuple[str, ...] = ()
     template: str | None = None
+    fixed_template: bool = False
     system: str | None = None
     after_images: str = ""
     image: str | None = None
@@ -134,6 +150,23 @@ def find(config: Json, where: str) -> tuple[str, Family]:
             "there is nothing of ours to convert or train"
         )
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
+
+
+def pictures_of(config: Any) -> Pictures | None:
+    """How a model of this (our) config reads and paints pictures as codes; None: it does not."""
+    name: Any = getattr(config, "family", None)  # transformers' own configs have none
+    return FAMILIES.get(name).pictures if name in FAMILIES else None
+
+
+def parts_of(message: Json) -> list[dict[str, Any]]:
+    """What a message says, as parts."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def is_picture(part: Json) -> bool:
+    """Whether a part of a message stands for a picture."""
+    return bool(part["type"] == "image")
 
 
 def need(config: Json, *names: str) -> list[Any]:

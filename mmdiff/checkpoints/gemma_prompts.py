@@ -56,14 +56,6 @@ class GemmaProcessor(Processor):
             out += [before, *[image] * next(left), behind] if i == image else [i]
         return out
 
-    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        if self.tokenizer.chat_template is None:
-            raise InputError(
-                "this checkpoint's tokenizer has no chat template (chat_template.jinja); use "
-                "generate(input_ids=...)"
-            )
-        return super().prompt_ids(messages)
-
     def _flatten(self, content: Any, guard: Callable[[str], str]) -> Any:
         """Parts where there are pictures: the folder's template says how these are written."""
         if isinstance(content, str):

@@ -17,13 +17,18 @@ from mmdiff.checkpoints.base import (
     Json,
     PictureRow,
     Pictures,
+    is_picture,
     named_ids,
     need,
+    parts_of,
 )
 from mmdiff.checkpoints.llada import KEYS, PROMPT, ROWS, TEMPLATE
-from mmdiff.errors import CheckpointError
+from mmdiff.encoders.codes.frames import square
+from mmdiff.errors import CheckpointError, InputError
+from mmdiff.processing import PLACEHOLDER
 
 NO_LABEL = -100
+SIDE = 512  # pixels of a picture, painted or read
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,33 @@ def prompt_mask(text: list[int], ids: Ids, otherwise: int) -> list[int]:
 
 def picture_row(processor: Any, text: str, grid: tuple[int, int]) -> PictureRow:
     """<t2i> bos text eos <soi>, the cells, <eoi>; without the text where guidance looks away."""
-    ids = Ids(**named_ids(processor.tokenizer, NAMES, asdict(Ids())))
+    ids = ids_of(processor)
     words = [ids.t2i, *closed(processor.encode(text), ids), ids.soi]
     empty = [ids.t2i, *closed([], ids), ids.soi]
     return PictureRow(words, empty, [processor.mask_id] * (grid[0] * grid[1]), [ids.eoi])
+
+
+def ids_of(processor: Any) -> Ids:
+    """The ids of a processor's own tokenizer, the published ones where that has no such token."""
+    return Ids(**named_ids(processor.tokenizer, NAMES, asdict(Ids())))
+
+
+def picture_cells(processor: Any, codes: list[int], width: int, compat: str | None) -> list[int]:
+    """<soi> codes <eoi>, whatever the `width`; the published code is followed in any case."""
+    ids = ids_of(processor)
+    return [ids.soi, *codes, ids.eoi]
+
+
+def ask(processor: Any, messages: Sequence[dict[str, Any]]) -> tuple[list[int], list[int]]:
+    """<mmu>, the picture, then the conversation (`inference_mmu.py`); InputError for more than one
+    picture."""
+    said = [(message, parts_of(message)) for message in messages]
+    count = sum(is_picture(part) for _, parts in said for part in parts)
+    words = [{**m, "content": [p for p in parts if not is_picture(p)]} for m, parts in said]
+    if count > 1:
+        raise InputError(f"MMaDA reads one picture, got {count}; ask about each by itself")
+    picture = [ids_of(processor).mmu, PLACEHOLDER] if count else []
+    return picture + processor.prompt_ids(words), []
 
 
 def config(published: Json) -> dict[str, Any]:
@@ -134,10 +162,15 @@ def config(published: Json) -> dict[str, Any]:
 
 
 PICTURES = Pictures(
-    row=picture_row,
     codec="magvit",
-    size=(512, 512),
+    folder="magvitv2",
+    published="showlab/magvitv2",
+    row=picture_row,
+    size=(SIDE, SIDE),
     decoding={"preset": "mmada_image"},
+    crop=lambda picture, count: square(picture, SIDE),
+    cells=picture_cells,
+    ask=ask,
 )
 FAMILIES.register("mmada")(
     Family(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdiff.checkpoints.base import FAMILIES
+from mmdiff.checkpoints import hub
+from mmdiff.checkpoints.base import FAMILIES, pictures_of
 from mmdiff.encoders.vision.patches import Patching
 from mmdiff.errors import CheckpointError
 from mmdiff.processing import ImageSettings, Processor, TextSettings, read_tokenizer
@@ -31,18 +33,17 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
         return processor
     if model.config.family in FAMILIES:  # one of our folders may have been converted from another
         family = FAMILIES.get(model.config.family)
-    if family.template is None or not any((folder / name).is_file() for name in TOKENIZERS):
+    if family.mask is None or not any((folder / name).is_file() for name in TOKENIZERS):
         return None
     tokenizer = read_tokenizer(folder)
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or family.fixed_template:
         tokenizer.chat_template = family.template
     ids = tokenizer.get_vocab()
     config, vision = model.config, model.vision
     for token in (family.mask, family.image):
         if token is not None and token not in ids:
             raise CheckpointError(f"{folder}: the tokenizer lacks the token {token!r}")
-    if family.mask is not None:
-        config.mask_token_id = ids[family.mask]
+    config.mask_token_id = ids[family.mask]
     if family.image is not None:
         config.image_token_id = ids[family.image]
     config.forbidden_ids = [ids[token] for token in family.forbidden if token in ids]
@@ -59,3 +60,15 @@ def processor_of(model: MMDiffModel, family: Family, folder: Path) -> Processor 
     )
     image = ImageSettings.of(vision, model.image_tokens) if vision is not None else ImageSettings()
     return Processor(tokenizer, image, text, model.tiling)
+
+
+def find_codec(model: MMDiffModel, folder: Path) -> None:
+    """Tell the processor where the codec of pictures should be, if these are codes: inside the
+    checkpoint's folder, else in the hub's cache."""
+    pictures = pictures_of(model.config)
+    if pictures is None or model.processor is None:
+        return
+    inside = model.processor.codec = folder / pictures.folder
+    if not inside.exists() and hub.NAME.fullmatch(pictures.published):
+        with suppress(CheckpointError):
+            model.processor.codec = hub.find(pictures.published)

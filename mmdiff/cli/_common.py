@@ -49,6 +49,7 @@ class Session:
         self.head, self.device = head, check_device(device)
         self.folder = resolve(model)
         self.settings = parse_assignments(assignments)
+        self.codec = self.settings.pop("codec", None)
         made = decoding_of(self.folder, self.settings, HEADS.get(head).defaults)
         if any(rule in self.settings for rule in RULES):
             check_rules(made)
@@ -66,6 +67,8 @@ class Session:
         settings = dict(self.settings)
         if isinstance(settings.get("seed"), list):
             settings["seed"] = [settings["seed"][number] for number in numbers]
+        if self.codec is not None:
+            settings["codec"] = str(self.codec)
         return self.model.run(self.head, inputs, **settings) if inputs else []
 
     def trace_to(self, path: Path) -> None:
