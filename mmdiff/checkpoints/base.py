@@ -26,6 +26,7 @@ NAMES = (
     "own",
     "dimple",
     "dream",
+    "illada",
     "lavida",
     "llada",
     "llada_v",

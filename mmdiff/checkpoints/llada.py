@@ -1,4 +1,4 @@
-"""LLaDA (ML-GSAI/LLaDA): base, instruct, 1.5 and iLLaDA. An OLMo-style layout of a Llama.
+"""LLaDA (ML-GSAI/LLaDA): base, instruct and 1.5. An OLMo-style layout of a Llama.
 
 Renamed, the weights are a transformers Llama bit for bit: same half-split rotation, no biases.
 """
@@ -92,7 +92,6 @@ FAMILIES.register("llada")(
             "GSAI-ML/LLaDA-8B-Base": "MIT",
             "GSAI-ML/LLaDA-8B-Instruct": "MIT",
             "GSAI-ML/LLaDA-1.5": "MIT",
-            "GSAI-ML/iLLaDA-8B-Instruct": "Apache-2.0",
         },
     )
 )

@@ -152,11 +152,9 @@ def llama(config: dict[str, Any], *, biases: bool) -> Shapes:
     width, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     head = config.get("head_dim") or width // config["num_attention_heads"]
     full, part = (config[f"num_{kind}_heads"] * head for kind in ("attention", "key_value"))
-    made: Shapes = {
-        "model.embed_tokens.weight": (rows, width),
-        "model.norm.weight": (width,),
-        "lm_head.weight": (rows, width),
-    }
+    made: Shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
+    if not config.get("tie_word_embeddings"):
+        made["lm_head.weight"] = (rows, width)
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         for name in ("input_layernorm", "post_attention_layernorm"):

@@ -214,8 +214,28 @@ DIMPLE = DREAM_7B | {
     "vision_start_token_id": 151652,
     "vision_token_id": 151654,
 }
+ILLADA = {  # as far as it is known: of rope_theta and rms_norm_eps, that they are there
+    "architectures": ["ILLaDAForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "layer_norm_eps": None,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "illada",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+    "vocab_size": 155136,
+}
 PUBLISHED = {
     "llada": LLADA_8B,
+    "illada": ILLADA,
     "dream": DREAM_7B,
     "lavida-llada": LAVIDA_LLADA,
     "lavida-dream": LAVIDA_DREAM,

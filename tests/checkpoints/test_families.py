@@ -57,6 +57,7 @@ def test_keys_and_shapes_are_those_of_the_model(full_size, name):
     [
         ("llada", 8.02),
         ("dream", 7.62),
+        ("illada", 7.62),
         ("lavida-llada", 8.43),
         ("llada-v", 8.43),
         ("sdar", 8.19),
