@@ -47,7 +47,7 @@ def test_the_decoder_is_scaled_for_the_time_being(model):
         ("ntk:length=4096", ntk_factor(base, depth, 256, 4096)),
         ("ntk:length=4096,trained=64", ntk_factor(base, depth, 64, 4096)),
     ):
-        with scaled(backbone, rule):
+        with scaled(model, rule):
             expected = inverse_frequencies(base * factor, depth).to(before)
             assert torch.equal(backbone.rotary_emb.inv_freq, expected)
         assert backbone.rotary_emb.inv_freq is before

@@ -37,6 +37,7 @@ class TableModel:
 
     def __init__(self, entry: Entry) -> None:
         self.tokens, self.places = entry.inputs["T"], entry.inputs["P"]
+        self.rows = self.tokens.shape[1]
         self.config = SimpleNamespace(
             attention_layout="block",
             block_size=1,  # blocks from the row's first cell on; decoding sets their length
