@@ -87,6 +87,7 @@ class MMDiffConfig(PreTrainedConfig):
         self.published = published
         self.revision = revision
         kwargs.setdefault("tie_word_embeddings", True)
+        kwargs.setdefault("eos_token_id", None)
         super().__init__(**kwargs)
 
     @property

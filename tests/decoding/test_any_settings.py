@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from mmdiff.decoding.choose import SCHEDULES
@@ -80,11 +81,12 @@ def outcome(model, settings, chance):
     shift, size = chance.random() < 0.3, 4 if layout == "block" and chance.random() < 0.5 else None
     model.config.attention_layout, model.config.shift = layout, shift
     model.config.block_size, model.config.picture_apart = size, layout == "prefix"
-    holes = ([True] * CELLS, [chance.random() < 0.6 for _ in range(CELLS - 1)] + [True])
+    cells = settings["max_new_tokens"]
+    holes = ([True] * cells, [chance.random() < 0.6 for _ in range(cells - 1)] + [True])
     grow = "grow" in settings.get("length", "")
     colours = (None, "red") if chance.random() < 0.3 else (None, None)
     rows = [
-        make_row(model.processor, text, colour, [True] * CELLS if grow else own)
+        make_row(model.processor, text, colour, [True] * cells if grow else own)
         for text, colour, own in zip(("a", "is it red?"), colours, holes, strict=True)
     ]
     try:
@@ -105,26 +107,47 @@ def check(filled, read, ends, mask_id):
     assert stop in ANYWHERE or not left.any()
 
 
-def test_any_settings(model, monkeypatch):
-    hidden, calls = type(model).hidden, []
+@pytest.fixture
+def calls(model, monkeypatch):
+    """Calls of the model so far; too many are a failure."""
+    hidden, made = type(model).hidden, []
 
     def counted(self, *args, **kwargs):
-        calls.append(0)
-        assert len(calls) < CALLS, "no end in sight"
+        made.append(0)
+        assert len(made) < CALLS, "no end in sight"
         return hidden(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "hidden", counted)
-    decoded = 0
+    return made
+
+
+def decoded(model, settings, chance):
+    """Whether the settings were not refused; what they gave is checked."""
+    try:
+        made = outcome(model, settings, chance)
+        if made is not None:
+            ends = (model.processor.end_id, *made[1].stop_ids)
+            check(*made, ends, model.config.mask_token_id)
+        return made is not None
+    except Exception as error:
+        raise AssertionError(str(settings)) from error
+
+
+def test_any_settings(model, calls):
+    count = 0
     for number in range(TRIES):
-        chance = random.Random(number)
-        settings = some_settings(chance)
         calls.clear()
-        try:
-            made = outcome(model, settings, chance)
-            if made is not None:
-                decoded += 1
-                ends = (model.processor.end_id, *made[1].stop_ids)
-                check(*made, ends, model.config.mask_token_id)
-        except Exception as error:
-            raise AssertionError(f"{number}: {settings}") from error
-    assert decoded > TRIES / 3
+        chance = random.Random(number)
+        count += decoded(model, some_settings(chance), chance)
+    assert count > TRIES / 3
+
+
+@pytest.mark.parametrize("remask", [name for name in RULES["remask"].names() if name != "none"])
+def test_cells_masked_again_under_every_stop(model, calls, remask):
+    """Ends that come early and go again."""
+    for number, stop in enumerate(RULES["stop"].names()):
+        calls.clear()
+        chance = random.Random(number)
+        settings = {"max_new_tokens": 12, "stop": stop, "stop_ids": tuple(range(20, 90))}
+        settings |= {"steps": 6, "temperature": 1.0, **named("remask", remask)}
+        assert decoded(model, settings, chance)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.decoding.agree import agrees
+from mmdiff.decoding.agree import agrees, run
 from mmdiff.decoding.guide_model import Reader, common
 from mmdiff.decoding.translate import SameIds, spell
 from mmdiff.errors import CheckpointError, SettingError
@@ -162,14 +162,20 @@ def test_drawn_answers_are_those_of_the_rows_alone(model, other):
         assert answers(fill(model, row, **settings, seed=4 + i))[0] == answers(made)[i]
 
 
-def test_late_ids_wait(model, same):
-    """Where every id is late but one, nothing is accepted together but what is that one."""
-    settings = {"order": "left_to_right", "guide": same[1], "max_new_tokens": 8}
-    settings["speculate"] = f"guided:top={model.rows}"
-    row = rows_of(model)[0]
-    first = answers(fill(model, row, **settings))[0][0]
-    late = fill(model, rows_of(model)[0], **settings, late=(first,))
-    assert answers(late)[0][0] != first or int(late.nfe[0]) > 1
+@pytest.mark.parametrize(
+    ("ranked", "agreed", "ends", "taken"),
+    [
+        ([3, 4, 6], (True, True, True), set(), [3, 4, 6]),
+        ([3, 4, 6], (True, False, True), set(), [3]),
+        ([3, 4, 6], (False, True, True), set(), [3]),
+        ([3, 4, 6], (True, True, True), {4}, [3, 4]),  # nothing behind an end
+        ([3, 6, 4], (True, True, True), set(), [3]),  # 4 holds a late id
+        ([4, 6, 3], (True, True, True), set(), [4]),
+    ],
+)
+def test_a_run(ranked, agreed, ends, taken):
+    coming = [3, 4, 6]
+    assert run(coming, [*ranked, 0, 1], dict(zip(coming, agreed, strict=True)), ends) == taken
 
 
 def test_the_calls_of_both_models_are_told(model, same):
