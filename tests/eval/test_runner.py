@@ -267,6 +267,20 @@ def test_warnings_of_idle_schedules():
     assert "fill all 4 cells" in warnings(quick, [Sample("k", "i", "B", 1, 4, 0.0)])[0]
 
 
+def test_lucky_guesses_are_told(model, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    row = {"question_type": "multiple-choice", "question": "?", "image_1": "a.png", "answer": "A"}
+    rows = [{**row, "id": f"validation_Art_{n}", "options": ["x", "y"]} for n in range(8)]
+    (tmp_path / "val.jsonl").write_text("\n".join(json.dumps(each) for each in rows))
+    made = mmdiff.evaluate(model, "mmmu", tmp_path, tmp_path / "out", max_new_tokens=1)
+    assert made["not_parsed"] == 1 and made["strict_score"] == 0 < made["score"]
+    assert any("lucky guesses" in note for note in made["warnings"])
+    assert [row["name"] for row in made["tables"]["subject"]][:2] == [
+        "Overall-Art and Design",
+        "Art",
+    ]
+
+
 def test_a_killed_process_leaves_whole_lines(checkpoint, data, tmp_path):
     """A real kill while answers are written, then the same command again."""
     code = (
