@@ -52,6 +52,13 @@ def results_of(
     nfe, tokens = sum(s.nfe for s in samples), sum(s.length for s in samples)
     seconds = sum(s.seconds for s in samples)
     count = len(samples)
+    notes = warnings(settings, samples) if by == "generate" else []
+    if score is not None and strict is not None and score > strict:
+        lucky = task.scale * (score - strict)
+        notes.append(
+            f"{lucky:.1f} of the score are lucky guesses for answers without a letter, as the "
+            "protocol has it; strict_score leaves them out"
+        )
     figures = task.figures(judged) if judged else {}
     return {
         "task": task.spec,
@@ -71,7 +78,7 @@ def results_of(
         "decoding": asdict(settings),
         "model": model,
         "data": {"bad_rows": len(bad), "kinds": dict(sorted(Counter(b.kind for b in bad).items()))},
-        "warnings": task.notes() + (warnings(settings, samples) if by == "generate" else []),
+        "warnings": task.notes() + notes,
         "version": mmdiff.__version__,
         "time": {
             "seconds": seconds,

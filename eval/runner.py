@@ -1,7 +1,6 @@
 """A benchmark run: questions asked in batches, answers kept, scores written.
 
-    from mmdiff.eval.runner import evaluate
-    results = evaluate(model, "mmmu", data="MMMU", output="runs/mmmu", limit=100, steps=8)
+    results = mmdiff.evaluate(model, "mmmu", data="MMMU", output="runs/mmmu", limit=100, steps=8)
 
 The folder holds `results.json`, `samples.jsonl` with every answer, `report.html`, and
 `bad_rows.jsonl` where rows could not be asked or scored. The same call goes on where a killed one
@@ -23,7 +22,7 @@ from mmdiff.eval.report import report
 from mmdiff.eval.results import Answered, results_of
 from mmdiff.eval.samples import Sample, Samples, key_of, write_whole
 from mmdiff.eval.tasks.base import Judged, Task, make
-from mmdiff.eval.tasks.source import Asked, Bad, Source, open_source, questions
+from mmdiff.eval.tasks.source import Asked, Bad, Source, open_source, printable, questions
 from mmdiff.heads.base import HEADS
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ def _run(
 
 def _bad(asked: Asked, error: Exception) -> Bad:
     kind = getattr(error, "kind", "refused")
-    return Bad(asked.place, asked.question.id, kind, str(error))
+    return Bad(asked.place, asked.question.id, kind, printable(str(error)))
 
 
 def _sample(key: str, asked: Asked, made: Generation) -> Sample:

@@ -24,11 +24,12 @@ compat.install()
 if TYPE_CHECKING:
     from mmdiff.canvas import Canvas
     from mmdiff.errors import MMDiffError
+    from mmdiff.eval.runner import evaluate
     from mmdiff.loading import load
     from mmdiff.model import MMDiffConfig, MMDiffModel
     from mmdiff.processing import Processor
 
-__all__ = ["Canvas", "MMDiffConfig", "MMDiffError", "MMDiffModel", "Processor", "load"]
+__all__ = ["Canvas", "MMDiffConfig", "MMDiffError", "MMDiffModel", "Processor", "evaluate", "load"]
 
 _HOMES = {
     "Canvas": "mmdiff.canvas",
@@ -36,6 +37,7 @@ _HOMES = {
     "MMDiffError": "mmdiff.errors",
     "MMDiffModel": "mmdiff.model",
     "Processor": "mmdiff.processing",
+    "evaluate": "mmdiff.eval.runner",
     "load": "mmdiff.loading",
 }
 

@@ -181,7 +181,7 @@ def questions(
                 ids.add(asked.question.id)
                 good.append(asked)
         except (BadRow, BadQuestion) as error:
-            bad.append(Bad(place, _shown(raw), error.kind, str(error)))
+            bad.append(Bad(place, printable(_shown(raw)), error.kind, printable(str(error))))
     alone = dict(task.check([asked.question for asked in good]))
     bad += [
         Bad(good[n].place, good[n].question.id, error.kind, str(error))
@@ -194,9 +194,15 @@ def _asked(task: Task, source: Source, question: Question, place: str, address: 
     pictures = [source.fingerprint(image) for image in question.images]
     named = question.id or place.replace(" ", "-") + f"/{address[1]}"
     kept = tuple(image for image in question.images if not isinstance(image, bytes))
-    made = replace(question, id=named, images=kept)
+    groups = {name: printable(row)[:80] for name, row in question.groups.items()}
+    made = replace(question, id=printable(named), images=kept, groups=groups)
     _check_text([named, made.text, made.answer, made.options, made.groups])
     return Asked(made, place, address, _digest([task.head, named, made.text, pictures]))
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _check_text(value: Any) -> None:

@@ -10,6 +10,7 @@ from mmdiff.eval.metrics import vqa
 from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, BadQuestion, Mark, Question, Task
 
+TYPES = ("answer_type", "question_type")  # the evaluator's own tables
 TAIL = "\nAnswer the question using a single word or phrase."
 
 
@@ -31,7 +32,7 @@ class VQAv2(Task):
             base.text(row, "question") + TAIL,
             people(row),
             (base.image(row, "image"),),
-            groups={"answer_type": str(row["answer_type"])} if row.get("answer_type") else {},
+            groups={name: str(row[name])[:80] for name in TYPES if row.get(name)},
         )
 
     def mark(self, question: Question, said: str) -> Mark:

@@ -18,7 +18,6 @@ import mmdiff
 from mmdiff.errors import DataError, SettingError
 from mmdiff.eval.compare import difference, page, read_run
 from mmdiff.eval.results import bootstrap_error, score_of, warnings
-from mmdiff.eval.runner import evaluate
 from mmdiff.eval.samples import Sample, Samples
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=alert(1)>\"'&"
@@ -59,7 +58,7 @@ def plain_samples(folder):
 
 
 def run(model, data, output, **more):
-    return evaluate(model, "nlvr", data, output, **{"batch_size": 5, "name": "tiny", **more})
+    return mmdiff.evaluate(model, "nlvr", data, output, **{"batch_size": 5, "name": "tiny", **more})
 
 
 @pytest.fixture
@@ -239,7 +238,8 @@ def test_runs_are_compared_question_by_question(model, data, tmp_path):
 
 def test_runs_of_different_benchmarks_are_not_compared(model, data, tmp_path):
     run(model, data, tmp_path / "a")
-    evaluate(model, f"llava:{data / 'val.json'}", output=tmp_path / "b", metric="anls")
+    spec = f"llava:{data / 'val.json'}"
+    mmdiff.evaluate(model, spec, output=tmp_path / "b", metric="anls")
     with pytest.raises(DataError, match="compare runs of one benchmark"):
         difference(read_run(tmp_path / "a"), read_run(tmp_path / "b"))
     with pytest.raises(DataError, match="no such folder"):
@@ -267,18 +267,31 @@ def test_warnings_of_idle_schedules():
     assert "fill all 4 cells" in warnings(quick, [Sample("k", "i", "B", 1, 4, 0.0)])[0]
 
 
+def test_lucky_guesses_are_told(model, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    row = {"question_type": "multiple-choice", "question": "?", "image_1": "a.png", "answer": "A"}
+    rows = [{**row, "id": f"validation_Art_{n}", "options": ["x", "y"]} for n in range(8)]
+    (tmp_path / "val.jsonl").write_text("\n".join(json.dumps(each) for each in rows))
+    made = mmdiff.evaluate(model, "mmmu", tmp_path, tmp_path / "out", max_new_tokens=1)
+    assert made["not_parsed"] == 1 and made["strict_score"] == 0 < made["score"]
+    assert any("lucky guesses" in note for note in made["warnings"])
+    assert [row["name"] for row in made["tables"]["subject"]][:2] == [
+        "Overall-Art and Design",
+        "Art",
+    ]
+
+
 def test_a_killed_process_leaves_whole_lines(checkpoint, data, tmp_path):
     """A real kill while answers are written, then the same command again."""
     code = (
         "import os, signal, mmdiff, mmdiff.eval.samples as s\n"
-        "from mmdiff.eval.runner import evaluate\n"
         "real = s.Samples.add\n"
         "def add(self, samples):\n"
         '    real(self, samples); self.file.write(b\'{"key": "half\'); self.file.flush()\n'
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "s.Samples.add = add\n"
-        f"evaluate(mmdiff.load({checkpoint!r}), 'nlvr', {str(data)!r}, {str(tmp_path / 'a')!r},"
-        " batch_size=5)\n"
+        f"model = mmdiff.load({checkpoint!r})\n"
+        f"mmdiff.evaluate(model, 'nlvr', {str(data)!r}, {str(tmp_path / 'a')!r}, batch_size=5)\n"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, timeout=240)

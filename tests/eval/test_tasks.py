@@ -281,6 +281,16 @@ def test_bad_rows_are_named_and_the_rest_is_asked(tmp_path):
     ]
 
 
+def test_a_terminal_is_told_no_commands(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    write(
+        tmp_path, "test.jsonl", [chart("\x1b[2J", type="\x1b[31mred"), chart("\x07", image="\x1b")]
+    )
+    good, bad = read(tmp_path)
+    assert good[0].question.id == "?[2J" and good[0].question.groups == {"set": "?[31mred"}
+    assert all(text.isprintable() for row in bad for text in vars(row).values())
+
+
 def test_a_question_without_an_id_is_called_by_its_place(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     write(tmp_path, "test.jsonl", [chart(None), chart(None)])
