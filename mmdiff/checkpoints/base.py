@@ -162,6 +162,7 @@ def find(config: Json, where: str) -> tuple[str, Family]:
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
 
 
+<<<<<<< ours
 def find_start(config: Json, where: str) -> tuple[str, Family]:
     """As `find`, for what a diffusion model can start from."""
     for name in STARTS.names():
@@ -192,6 +193,8 @@ def is_picture(part: Json) -> bool:
     return bool(part["type"] == "image")
 
 
+=======
+>>>>>>> theirs
 def need(config: Json, *names: str) -> list[Any]:
     """The values of these keys; raises CheckpointError naming the first that is missing."""
     for name in names:
