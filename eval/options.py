@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import SettingError
 from mmdiff.eval.metrics.letter import LETTERS
 from mmdiff.heads.base import HEADS, Example
@@ -112,5 +113,5 @@ def _rows(model: MMDiffModel, asked: Example, ids: Sequence[int], masks: Tensor)
         pairs = zip(ids, holes, strict=True)
         template = [processor.mask_id if hole else token for token, hole in pairs]
         rows.append(replace(asked, template=template, holes=holes))
-    canvas = compose_canvas(model, processor, rows, len(ids))
+    canvas = compose_canvas(model, processor, rows, Decoding(max_new_tokens=len(ids)))
     return model.score(canvas, canvas.masked)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import mmdiff
+from mmdiff.decoding.settings import Decoding
 from mmdiff.errors import SettingError
 from mmdiff.eval.options import bounds, check_way
 from mmdiff.eval.runner import evaluate
@@ -29,7 +30,7 @@ def asked(model, text="which?"):
 def test_one_token_is_exact(model):
     example = asked(model)
     example.template, example.holes = [model.processor.mask_id], [True]
-    canvas = compose_canvas(model, model.processor, [example], 1)
+    canvas = compose_canvas(model, model.processor, [example], Decoding(max_new_tokens=1))
     expected = -model.score(canvas, canvas.masked).double().log_softmax(-1)[0]
     found = bounds(model, asked(model), [[70], [80], [90]])
     assert [each.nll for each in found] == pytest.approx(expected[[70, 80, 90]].tolist())
@@ -45,7 +46,7 @@ def test_two_tokens_by_all_orders(model):
         example = asked(model)
         template = [mask if hole else token for token, hole in zip(ids, holes, strict=True)]
         example.template, example.holes = template, holes
-        canvas = compose_canvas(model, model.processor, [example], 2)
+        canvas = compose_canvas(model, model.processor, [example], Decoding(max_new_tokens=2))
         logits = model.score(canvas, canvas.masked).detach().double().log_softmax(-1)
         wanted = [token for token, hole in zip(ids, holes, strict=True) if hole]
         return [-float(row[token]) for row, token in zip(logits, wanted, strict=True)]

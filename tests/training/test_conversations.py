@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmdiff.config import build
+from mmdiff.decoding.settings import Decoding
 from mmdiff.diffusion.attention import Cells, allowed
 from mmdiff.errors import InputError, SettingError
 from mmdiff.heads.chat import Chat
@@ -20,6 +21,7 @@ from mmdiff.training.sources import open_source
 from tests.training.test_sources import ROWS, llava_folder, recipe
 
 IMAGE = 9
+FOUR = Decoding(max_new_tokens=4)
 
 
 def by_turn(data, **over):
@@ -146,7 +148,8 @@ def test_a_chat_has_the_logits_of_its_training(talks, model):
         for turn, (_, answer) in zip(sample.turns, encode_turns(sample, processor, 0), strict=True):
             said = turn.messages(len(sample.images))
             example = Chat().compose(processor, list(sample.images[: pictures_of(said)]), said)
-            request = compose_canvas(model, processor, [example], len(answer))
+            settings = Decoding(max_new_tokens=len(answer))
+            request = compose_canvas(model, processor, [example], settings)
             asked.append(model.score(request, request.masked))
         torch.testing.assert_close(trained.sort(0).values, torch.cat(asked).sort(0).values)
 
@@ -161,13 +164,12 @@ def test_what_was_said_before_does_not_change_when_the_chat_goes_on(model):
     ]
     seen = []
     for messages in (said[:1], said):
-        canvas = compose_canvas(
-            model, model.processor, [Chat().compose(model.processor, [], messages)], 4
-        )
+        example = Chat().compose(model.processor, [], messages)
+        canvas = compose_canvas(model, model.processor, [example], FOUR)
         seen.append(model.hidden(canvas, model.embed(canvas))[0, : canvas.prompt_length])
     torch.testing.assert_close(seen[1][: len(seen[0])], seen[0])
     model.config.turn_causal = False
-    canvas = compose_canvas(model, model.processor, [Chat().compose(model.processor, [], said)], 4)
+    canvas = compose_canvas(model, model.processor, [example], FOUR)
     other = model.hidden(canvas, model.embed(canvas))[0, : len(seen[0])]
     assert not torch.allclose(other, seen[0])
 
