@@ -91,6 +91,10 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("checkpoint family", modules=MODULES)
+# What `mmdiff convert --to-diffusion` starts from.
+STARTS: Registry[Family] = Registry(
+    "autoregressive family", modules=("mmdiff.checkpoints.autoregressive",)
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,25 @@ def find(config: Json, where: str) -> tuple[str, Family]:
             f"{where}: {native.title} runs on transformers' own network; mmdiff.load opens it, and "
             "there is nothing of ours to convert or train"
         )
+    if any(STARTS.get(name).recognise(config) for name in STARTS.names()):
+        raise CheckpointError(
+            f"{where}: a {kind} predicts the next token alone; mmdiff convert SRC DST "
+            "--to-diffusion makes a diffusion model of it, to be trained"
+        )
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
+
+
+def find_start(config: Json, where: str) -> tuple[str, Family]:
+    """As `find`, for what a diffusion model can start from."""
+    for name in STARTS.names():
+        if STARTS.get(name).recognise(config):
+            return name, STARTS.get(name)
+    kind = config.get("model_type")
+    known = "; ".join(STARTS.get(name).title for name in STARTS.names())
+    raise CheckpointError(
+        f"{where}: model_type {kind!r} is no autoregressive model that a diffusion model can start "
+        f"from; these are: {known}"
+    )
 
 
 def need(config: Json, *names: str) -> list[Any]:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -44,7 +45,8 @@ SAME = (  # what a published config.json must say as ours does; the weights depe
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written; `layout` is "mmdiff" or the family's name, `unused` counts what was not."""
+    """What was written; `layout` is "mmdiff" or the family's name, `unused` counts what was not,
+    `notes` are for people."""
 
     family: str
     layout: str
@@ -52,6 +54,7 @@ class Conversion:
     bytes: int
     files: list[str]
     unused: int
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,26 @@ def convert(folder: Path, target: Path, shard_gb: float = 5.0) -> Conversion:
     Raises CheckpointError where the source does not load strictly, or has no other layout, or where
     `target` exists or cannot be written; no half-written folder is left behind.
     """
+    with whole_folder(target) as part:
+        return write(find_job(folder), folder, part, shard_gb * 1e9)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to make and fill, which becomes `target` in the end and vanishes after an error.
+
+    Raises CheckpointError where `target` exists or cannot be written.
+    """
     if os.path.lexists(target):
         raise CheckpointError(f"{target} exists already; name a folder that does not")
-    job = find_job(folder)
     part = target.parent / f".{target.name}.{os.getpid()}"
     try:
-        made = write(job, folder, part, shard_gb * 1e9)
+        yield part
         part.rename(target)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return made
 
 
 def find_job(folder: Path) -> Job:
@@ -154,7 +165,9 @@ def write(job: Job, folder: Path, part: Path, limit: float) -> Conversion:
         shutil.copyfile(path, part / path.name)
     files = write_shards(stream(), sizes, limit, part)
     (part / "config.json").write_text(job.text, encoding="utf-8")
-    return Conversion(job.family, job.layout, len(sizes), sum(sizes), files, len(unused))
+    left = f"left out {len(unused)} tensors that the code of {job.family} never reads"
+    notes = [left] if unused else []
+    return Conversion(job.family, job.layout, len(sizes), sum(sizes), files, len(unused), notes)
 
 
 def copied(folder: Path) -> list[Path]:
