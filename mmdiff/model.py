@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from mmdiff.backbone import PARTS, KeyValueCache, build_decoder, run_decoder
 from mmdiff.canvas import Canvas, Features
+from mmdiff.diffusion.arrange import before
 from mmdiff.diffusion.attention import Cells, additive, allowed, in_parts
 from mmdiff.diffusion.losses import shift_right
 from mmdiff.encoders.projectors import build_projector
@@ -262,9 +263,12 @@ class MMDiffModel(Tasks, PreTrainedModel):
 
     def score(self, canvas: Canvas, need: Tensor, embeds: Tensor | None = None) -> Tensor:
         """(K, V) logits of the needed cells (B, L) bool, row-major; no cache. `embeds` is what
-        `embed(canvas)` gave, where the caller needed it too."""
+        `embed(canvas)` gave, where the caller needed it too. Rows may hold copies of an answer."""
         embeds = self.embed(canvas) if embeds is None else embeds
-        return self.head(self.pick(self.hidden(canvas, embeds), need))
+        rows, cells = need.nonzero(as_tuple=True)
+        if self.config.shift:
+            cells = before(canvas, rows, cells)
+        return self.head(self.hidden(canvas, embeds)[rows, cells])
 
     def pick(self, hidden: Tensor, need: Tensor, start: int = 0) -> Tensor:
         """(K, D) hidden states that score the needed cells; `hidden` begins at column `start`."""

@@ -90,7 +90,13 @@ def _written(path: Path, depth: int = 0) -> dict[str, Any]:
         return written
     if depth > 8:
         raise SettingError(f"{path}: its recipes are like each other in a circle")
-    return merge(_written(find_recipe(str(base)), depth + 1), written)
+    below = _written(find_recipe(str(base)), depth + 1)
+    objective = written.get("objective")
+    if (
+        isinstance(objective, dict) and "preset" in objective
+    ):  # in place of the other's, not over it
+        below.pop("objective", None)
+    return merge(below, written)
 
 
 def find_recipe(name: str) -> Path:

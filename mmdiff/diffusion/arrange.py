@@ -44,7 +44,7 @@ def with_context(canvas: Canvas, block_length: int) -> Canvas:
     """
     length = canvas.shape[1]
     answer = canvas.block > 0
-    blocks = torch.where(answer, 1 + _offset(canvas, answer) // block_length, 0)
+    blocks = torch.where(answer, 1 + offsets(canvas, answer) // block_length, 0)
     copy = torch.where(canvas.writable & (canvas.copy == 0), 1, canvas.copy)
     told = canvas.writable & canvas.valid & (copy == 1)
     size = int(told.sum(1).max())
@@ -67,7 +67,7 @@ def with_context(canvas: Canvas, block_length: int) -> Canvas:
     return replace(noisy, features=features, **tensors)
 
 
-def _offset(canvas: Canvas, answer: Tensor) -> Tensor:
+def offsets(canvas: Canvas, answer: Tensor) -> Tensor:
     """(B, L) long: how far each answer cell lies behind the first one of its segment."""
     segments = int(canvas.segment.max()) + 1
     position = canvas.place
@@ -76,6 +76,30 @@ def _offset(canvas: Canvas, answer: Tensor) -> Tensor:
     place = torch.where(answer, position, far)
     first.scatter_reduce_(1, canvas.segment, place, reduce="amin")
     return (position - first.gather(1, canvas.segment)).clamp(min=0)
+
+
+def before(canvas: Canvas, rows: Tensor, cells: Tensor) -> Tensor:
+    """(K,) the columns whose hidden states score the cells (rows, cells) of a shifted model.
+
+    It is the column on the left but for two cells of packed rows. The first cell of an answer's
+    second copy follows the prompt, as the first copy's does; and the first cell of a noisy block
+    follows the clean twin of the cell before it, since decoding has decided the earlier blocks.
+    """
+    left = (cells - 1).clamp(min=0)
+
+    def same(numbers: Tensor) -> Tensor:
+        return numbers[rows, left] == numbers[rows, cells]
+
+    place, copy, segment = canvas.place, canvas.copy, canvas.segment
+    follows = place[rows, left] == place[rows, cells] - 1
+    follows &= (copy[rows, left] == 0) | (same(copy) & same(canvas.block))
+    far = (~follows).nonzero()[:, 0]
+    row, cell = rows[far], cells[far]
+    own = (segment[row] == segment[row, cell][:, None]) | (segment[row] == 0)
+    clean = own & canvas.valid[row] & (copy[row] == 0)
+    clean &= place[row] == place[row, cell][:, None] - 1
+    found = clean.any(1)
+    return left.index_copy(0, far[found], clean[found].long().argmax(1))
 
 
 def turn_numbers(ids: Tensor, header: int, end: int, assistant: int) -> Tensor:

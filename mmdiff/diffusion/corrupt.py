@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.canvas import Canvas
+from mmdiff.diffusion.arrange import offsets
 
 
 def halves(chosen: Tensor, writable: Tensor, copy: Tensor) -> Tensor:
@@ -37,9 +38,28 @@ def exact_cells(u: Tensor, p: Tensor, writable: Tensor) -> Tensor:
     return _highest(-u, p.expand_as(u), writable, torch.zeros_like(u, dtype=torch.long), 1)
 
 
-def corrupt(canvas: Canvas, masked: Tensor, mask_id: int) -> Canvas:
-    """The canvas with noise in the `masked` cells (B, L)."""
-    return replace(canvas, ids=torch.where(masked, mask_id, canvas.ids), masked=masked)
+def corrupt(canvas: Canvas, masked: Tensor, noise: int | Tensor) -> Canvas:
+    """The canvas with noise in the `masked` cells (B, L): the mask id, or ids (B, L)."""
+    return replace(canvas, ids=torch.where(masked, noise, canvas.ids), masked=masked)
+
+
+def frontier(canvas: Canvas, draw: Tensor, size: int, empty: bool = False) -> tuple[Tensor, Tensor]:
+    """(B, L) bool twice: the cells of one block of each answer, and all cells behind it.
+
+    An answer is cut into blocks of `size` cells, of which the `draw` (B, L), one number of [0, 1)
+    per answer, chooses one: decoding stands there, all before it is decided, all behind it masked
+    (dParallel, czg1225/dParallel `llada_train.py`). Where the blocks fill the answer, the published
+    code may choose an `empty` one behind them.
+    """
+    answer = canvas.writable & canvas.valid
+    offset = offsets(canvas, answer)
+    last = offset.new_zeros(len(offset), int(canvas.segment.max()) + 1)
+    last.scatter_reduce_(1, canvas.segment, torch.where(answer, offset, 0), reduce="amax")
+    cells = last.gather(1, canvas.segment) + 1
+    blocks = cells // size + 1 if empty else (cells - 1) // size + 1
+    chosen = torch.minimum((draw * blocks).long(), blocks - 1)
+    block = offset // size
+    return answer & (block == chosen), answer & (block > chosen)
 
 
 def answers(canvas: Canvas, by_block: bool = False) -> Tensor:

@@ -165,6 +165,23 @@ def masked_loss(
     return (ce * weight_K / denominator_K.to(ce.dtype)).sum()
 
 
+def certainty(
+    logits_KV: Tensor, targets_K: Tensor, example_K: Tensor, temperature: float = 0.5
+) -> Tensor:
+    """Scalar: the entropy of softmax(logits / temperature), its mean over those cells of an example
+    (numbers (K,)) whose likeliest token is the target, summed over the examples (0 without such a
+    cell). Certainty forcing of dParallel (arXiv:2509.26488; czg1225/dParallel `llada_train.py`).
+    """
+    if targets_K.numel() == 0:
+        return logits_KV.sum() * 0
+    logits = logits_KV if logits_KV.dtype == torch.float64 else logits_KV.float()
+    right = (logits.argmax(1) == targets_K).to(logits.dtype)
+    logp = (logits / temperature).log_softmax(1)
+    entropy = -(logp.exp() * logp).sum(1)
+    counts = torch.zeros_like(right).scatter_add(0, example_K, right)
+    return (entropy * right / counts[example_K].clamp(min=1)).sum()
+
+
 def shift_right(rows_BLX: Tensor) -> Tensor:
     """Row i of the result is row i-1 of the input (row 0 stays): Dream and Dimple predict cell i at
     position i-1. The model shifts its hidden states with it; losses on raw logits, the logits."""

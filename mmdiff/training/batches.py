@@ -81,7 +81,7 @@ class Batches(Dataset):
         self.packed, self.split = packed, split
         self.share, self.parts = share, parts
         self.copies = 2 if recipe.objective.complementary else 1
-        self.words = plain_ids(processor) if recipe.objective.replace else []
+        self.words = plain_ids(processor) if recipe.objective.other_ids else []
 
     def __len__(self) -> int:
         return self.recipe.max_steps * self.parts
@@ -120,7 +120,7 @@ class Batches(Dataset):
             canvas = with_context(canvas, objective.block)
         index = torch.tensor(owner)
         batch = with_noise(canvas, index, recipe.seed, objective, recipe.batch_size)
-        if objective.replace:
+        if objective.other_ids:
             batch = with_replacements(batch, index, recipe.seed, objective.replace, self.words)
         if objective.anchors and self.split == "train":
             found = anchor_targets(samples, canvas, processor)

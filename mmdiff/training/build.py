@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmdiff.encoders.vision import build_vision
-from mmdiff.errors import TrainingError
+from mmdiff.errors import SettingError, TrainingError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processing import ImageSettings, Processor, TextSettings
 from mmdiff.training.sources import open_source
@@ -41,6 +41,11 @@ def build(recipe: Recipe) -> MMDiffModel:
             raise TrainingError(
                 f"{recipe.model}: positions on three axes decode but cannot be trained yet; "
                 "start from another checkpoint"
+            )
+        if recipe.objective.autoregressive and not model.config.shift:
+            raise SettingError(
+                f"objective.autoregressive predicts cell i at i - 1, {recipe.model} at i; "
+                "start from a model with shift"
             )
         return model
     text = open_source(recipe).text(recipe.seed)

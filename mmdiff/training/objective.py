@@ -11,13 +11,21 @@ from torch import Tensor
 
 from mmdiff.canvas import Canvas
 from mmdiff.diffusion.attention import Cells, allowed
-from mmdiff.diffusion.corrupt import answers, corrupt, exact_share, halves, with_at_least_one
+from mmdiff.diffusion.corrupt import (
+    answers,
+    corrupt,
+    exact_share,
+    frontier,
+    halves,
+    with_at_least_one,
+)
 from mmdiff.diffusion.losses import (
     KEPT,
     MASKED,
     REPLACED,
     cart_weight,
     cell_weight,
+    certainty,
     masked_loss,
     parts_of_denominator,
 )
@@ -50,8 +58,20 @@ def noised(batch: Batch, objective: Objective, mask_id: int) -> Noised:
         p = p.clamp(max=1 - objective.eps)
     masked = halves(chosen(clean, u, p, objective), clean.writable, clean.copy)
     group = torch.full_like(clean.ids, KEPT)
+    noise: int | Tensor = mask_id
     shown, scored = clean, masked
-    if batch.given is not None:
+    if objective.frontier:
+        empty = objective.compat == "dparallel"
+        inside, behind = frontier(clean, batch.time, objective.frontier, empty)
+        scored = masked & inside
+        masked = scored | behind
+    elif objective.autoregressive:
+        masked, scored = torch.zeros_like(masked), clean.writable
+        shown = replace(clean, layout="causal")
+    elif objective.noise == "uniform":
+        assert batch.given is not None
+        noise, scored = batch.given, clean.writable
+    elif batch.given is not None:
         assert batch.replaced is not None and batch.corrected is not None
         corrected = batch.corrected[:, None]
         masked = masked & ~corrected
@@ -60,7 +80,7 @@ def noised(batch: Batch, objective: Objective, mask_id: int) -> Noised:
         rest = clean.writable if objective.replace else masked
         scored = torch.where(corrected, replaced, rest)
         group = group.masked_fill(replaced, REPLACED)
-    canvas = corrupt(shown, masked, mask_id)
+    canvas = corrupt(shown, masked, noise)
     group = group.masked_fill(masked, MASKED)
     return Noised(canvas, clean.ids, scored & clean.valid, group, time, p)
 
@@ -143,16 +163,31 @@ def prepare(model: MMDiffModel, batch: Batch, objective: Objective) -> Task:
 def task_loss(model: MMDiffModel, task: Task, totals: Tensor, objective: Objective) -> Tensor:
     """Scalar: this part's share of the loss of the batch that counts `totals` in all."""
     canvas, scored = task.noisy.canvas, task.noisy.scored
+    targets = task.noisy.targets[scored]
     per_cell = (task.own * totals[0].clamp(min=1)).expand_as(scored)[scored]
     without = model.config.mask_token_id if objective.without_mask_token else None
-    answer = task.noisy.targets[scored], task.weight[scored], per_cell, without
+    named = None
     if not objective.anchors or task.batch.anchor_words is None:
-        return masked_loss(model.score(canvas, scored), *answer)
-    embeds = model.embed(canvas)
-    named = objective.anchors * anchor_loss(model, embeds.flatten(0, 1), task.batch, totals[1:])
-    if not bool(canvas.writable.any()):  # pictures alone: the backbone has nothing to learn
-        return named
-    return masked_loss(model.score(canvas, scored, embeds), *answer) + named
+        logits = model.score(canvas, scored)
+    else:
+        embeds = model.embed(canvas)
+        named = objective.anchors * anchor_loss(model, embeds.flatten(0, 1), task.batch, totals[1:])
+        if not bool(canvas.writable.any()):  # pictures alone: the backbone has nothing to learn
+            return named
+        logits = model.score(canvas, scored, embeds)
+    loss = masked_loss(logits, targets, task.weight[scored], per_cell, without)
+    if objective.certainty:
+        example = _examples(canvas)[scored]
+        entropy = certainty(logits, targets, example, objective.certainty_temperature)
+        loss = loss + objective.certainty * entropy / totals[0].clamp(min=1).to(entropy.dtype)
+    return loss if named is None else loss + named
+
+
+def _examples(canvas: Canvas) -> Tensor:
+    """(B, L) long: a number for each copy of each answer of the batch, from 0 without gaps."""
+    row = torch.arange(len(canvas.ids), device=canvas.device)[:, None]
+    number = row * (int(canvas.segment.max()) + 1) + canvas.segment
+    return (number * 3 + canvas.copy).unique(return_inverse=True)[1]
 
 
 def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor:

@@ -72,6 +72,9 @@ class Objective:
     exact: bool = False  # exactly round(p n) cells are masked, not each with probability p
     half_life: float | None = None  # of exact: later cells first, by this share of the length
     at_least_one: bool = False  # some masked cell in every answer or block
+    frontier: int = 0  # cells per block: one is masked by p and scored, behind it all are masked
+    noise: Literal["mask", "uniform"] = "mask"  # masked cells show the mask token, or any word
+    autoregressive: bool = False  # next tokens under causal attention; nothing is masked
     replace: float = 0.0  # share of answer cells that show a random id where they are not masked
     padding: Literal["random", "one", "room"] = "random"  # end-of-text cells of an answer
     # What they weigh.
@@ -79,16 +82,20 @@ class Objective:
     cart: float = 0.3  # p of weight=cart
     denominator: Literal["answer", "masked", "row", "root", "group", "examples", "batch"] = "answer"
     without_mask_token: bool = False  # the mask token takes no part in the softmax
+    certainty: float = 0.0  # weight of the entropy of cells that are right already
+    certainty_temperature: float = 0.5
     anchors: float = 0.0  # weight of the loss that picture cells name what stands in them
-    compat: Literal["none", "dllm", "efficient_dlm", "lavida", "mdlm", "rediff"] = "none"
+    compat: Literal["none", "dllm", "dparallel", "efficient_dlm", "lavida", "mdlm", "rediff"] = (
+        "none"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1:
             raise SettingError("low and high must be times: 0 <= low <= high <= 1")
         if not 0 <= self.eps < 1 or not 0 <= self.replace < 1 or not 0 < self.cart < 1:
             raise SettingError("eps, replace and cart must lie in [0, 1)")
-        if self.block < 0 or self.anchors < 0:
-            raise SettingError("block and anchors must not be negative")
+        if min(self.block, self.frontier, self.anchors, self.certainty) < 0:
+            raise SettingError("block, frontier, anchors and certainty must not be negative")
         if self.half_life is not None and (not self.exact or self.half_life <= 0):
             raise SettingError("half_life must be above 0 and needs exact=true")
         if self.at_least_one and not self.exact and self.weight in ("inverse_p", "elbo"):
@@ -96,9 +103,39 @@ class Objective:
                 f"at_least_one masks more cells than weight={self.weight} accounts for; "
                 "use weight=one"
             )
+        self._check_kinds()
         for name, setting, value in COMPAT:
             if self.compat == name and getattr(self, setting) != value:
                 raise SettingError(f"compat={name} repeats how {setting}={value} was published")
+
+    @property
+    def other_ids(self) -> bool:
+        """Whether some cells show random words."""
+        return self.replace > 0 or self.noise == "uniform"
+
+    def _check_kinds(self) -> None:
+        """Of autoregressive, noise=uniform and frontier, each with what goes with it."""
+        if self.autoregressive or self.noise == "uniform":
+            name = "autoregressive" if self.autoregressive else "noise=uniform"
+            others = self.complementary, self.block and self.autoregressive, self.replace
+            if any(others) or self.frontier or self.weight != "one":
+                raise SettingError(
+                    f"{name} scores every answer cell once, whatever is masked: it needs "
+                    "complementary=false and weight=one, and neither replace, frontier nor "
+                    "autoregressive blocks"
+                )
+        if self.autoregressive and self.noise == "uniform":
+            raise SettingError("autoregressive masks nothing, so it has no noise=uniform")
+        if self.frontier and (self.block or self.exact or self.replace or self.low != self.high):
+            raise SettingError(
+                "frontier draws its block by the time: it needs low and high to be equal, and "
+                "neither block, exact nor replace"
+            )
+        if self.certainty and (self.denominator != "group" or self.certainty_temperature <= 0):
+            raise SettingError(
+                "certainty takes means by example: it needs denominator=group, and "
+                "certainty_temperature above 0"
+            )
 
     @staticmethod
     def expand(written: Any) -> Any:
@@ -114,6 +151,7 @@ class Objective:
 # What each compat name changes needs this setting.
 COMPAT = (
     ("dllm", "weight", "inverse_p"),
+    ("dparallel", "denominator", "group"),
     ("efficient_dlm", "exact", True),
     ("lavida", "at_least_one", True),
     ("mdlm", "schedule", "mdlm_log"),
