@@ -47,10 +47,12 @@ def packed_and_separate(model, copies):
 
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("weight", ["one", "inverse_p", "elbo"])
-@pytest.mark.parametrize("layout", ["prefix", "block"])
+@pytest.mark.parametrize(
+    ("layout", "shift"), [("prefix", False), ("prefix", True), ("block", False)]
+)
 @torch.inference_mode()
-def test_a_packed_row_equals_separate_rows(model, layout, weight, copies):
-    model.config.attention_layout = layout
+def test_a_packed_row_equals_separate_rows(model, layout, shift, weight, copies):
+    model.config.attention_layout, model.config.shift = layout, shift
     for kind in ("answer", "masked", "row", "root", "group", "examples"):
         objective = Objective(complementary=copies == 2, weight=weight, denominator=kind)
         one, split, two, both = (

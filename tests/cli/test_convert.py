@@ -3,6 +3,7 @@
 import pytest
 
 from tests.checkpoints.helpers import write
+from tests.checkpoints.starts import write_decoder
 
 
 @pytest.fixture
@@ -27,6 +28,23 @@ def test_convert_there_and_back(run, source, tmp_path):
     assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 1
 
 
+def test_convert_to_diffusion(run, tmp_path):
+    write_decoder(tmp_path / "decoder", "qwen3")
+    start = ["convert", tmp_path / "decoder", tmp_path / "start", "--to-diffusion"]
+    outcome = run(*start, "--layout", "block_causal", "block_length=8", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    (row,) = outcome.rows
+    assert (row["family"], row["layout"], row["attention_layout"]) == ("qwen3", "mmdiff", "block")
+    assert (row["shift"], row["mask_token"], row["mask_token_id"]) == (False, "<|mask|>", 259)
+    facts = run("info", tmp_path / "start", "--json").rows[0]
+    assert facts["attention_layout"] == "block"
+    assert facts["decoding"] == {"max_new_tokens": 128, "block_length": 8}
+    start[2] = tmp_path / "other"
+    outcome = run(*start, "--no-shift", "--mask-token", "[MASK]")
+    assert outcome.code == 0
+    assert "full attention, cell i is predicted at i, the mask token is [MASK] (259)" in outcome.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -37,6 +55,11 @@ def test_convert_there_and_back(run, source, tmp_path):
         (["SOURCE", "NEW", "shard_gb=0"], "shard_gb must be more than 0"),
         (["NEW", "NEW"], "neither a folder nor a built-in name"),
         (["mmdiff/tiny", "NEW"], "of no published family"),
+        (["SOURCE", "NEW", "--layout", "full"], "layout goes with --to-diffusion"),
+        (["SOURCE", "NEW", "--no-shift"], "shift goes with --to-diffusion"),
+        (["SOURCE", "NEW", "block_length=4"], "block_length goes with --to-diffusion"),
+        (["SOURCE", "NEW", "--to-diffusion"], "is no autoregressive model"),
+        (["SOURCE", "NEW", "--to-diffusion", "--layout", "ful"], "Did you mean full?"),
     ],
 )
 def test_mistakes_are_one_line(run, source, tmp_path, arguments, words):

@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from mmdiff.diffusion.arrange import paired, turn_numbers, with_context
+from mmdiff.diffusion.arrange import before, paired, turn_numbers, with_context
 from mmdiff.diffusion.corrupt import corrupt
 from mmdiff.processing import collate, packed_row, prompt_row
 from tests.helpers import pixels
@@ -30,12 +30,13 @@ def test_a_pair_of_rows_shares_everything_but_its_copy(model):
         assert torch.equal(embeds[:2], model.embed(canvas))
 
 
+@pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize(("cells", "size"), SIZES)
 @torch.inference_mode()
-def test_a_noisy_block_with_clean_context_is_what_decoding_shows(model, cells, size):
+def test_a_noisy_block_with_clean_context_is_what_decoding_shows(model, cells, size, shift):
     """Every block of [noisy | clean] has the logits of a canvas that ends with it, the blocks
     before it decided."""
-    model.config.attention_layout = "block"
+    model.config.attention_layout, model.config.shift = "block", shift
     answer, mask = list(range(40, 40 + cells)), model.processor.mask_id
     canvas = collate([packed_row([7, 30], [([31], answer), ([32, 33], answer[:2])], 1)], 1)
     double = with_context(canvas, size)
@@ -52,6 +53,21 @@ def test_a_noisy_block_with_clean_context_is_what_decoding_shows(model, cells, s
         alone.segment[:, 2:] = 1
         need = alone.writable & (torch.arange(3 + stop) >= 3 + start)
         torch.testing.assert_close(model.score(alone, need), logits[start:stop])
+
+
+def test_the_cell_before_of_copies_and_blocks():
+    canvas = collate([packed_row([7, 30], [([31], [40, 41, 42]), ([32, 33], [50, 51])], 2)], 1)
+    need = canvas.writable
+    rows, cells = need.nonzero(as_tuple=True)
+    #  7 30 | 31 40 41 42 40 41 42 | 32 33 50 51 50 51
+    assert before(canvas, rows, cells).tolist() == [2, 3, 4, 2, 6, 7, 10, 11, 10, 13]
+    double = with_context(collate([packed_row([7], [([31], [40, 41, 42, 43, 44])], 1)], 1), 2)
+    rows, cells = double.writable.nonzero(as_tuple=True)
+    #  7 | 31 40 41 42 43 44 | 40 41 42 43 44: the first cells of later blocks follow clean twins
+    assert before(double, rows, cells).tolist() == [1, 2, 8, 4, 10]
+    plain = collate([prompt_row([7], [10, 11], [True] * 2), prompt_row([8, 9], [12], [True])], 1)
+    rows, cells = plain.valid.nonzero(as_tuple=True)
+    assert before(plain, rows, cells).tolist() == (cells - 1).clamp(min=0).tolist()
 
 
 def test_clean_twins_are_copies_that_nobody_writes():

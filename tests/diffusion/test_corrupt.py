@@ -11,6 +11,7 @@ from mmdiff.diffusion.corrupt import (
     answers,
     corrupt,
     exact_share,
+    frontier,
     masked_cells,
     with_at_least_one,
 )
@@ -186,3 +187,33 @@ def test_every_copy_of_every_answer_is_a_group_and_every_block_one():
                    canvas.block[0].tolist() if by_block else names, strict=True)  # fmt: skip
         pairs = set(zip(names, list(keys), strict=True))
         assert len(pairs) == len(set(names)) == len({key for _, key in pairs})
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+def test_the_frontier_is_one_block_and_what_lies_behind_it(size, empty):
+    answers_of = {1: 4, 2: 6, 3: 1}  # segment: cells
+    pairs = [([31] * segment, [40] * cells) for segment, cells in answers_of.items()]
+    canvas = collate([packed_row([7, 8], pairs, 2), packed_row([7], pairs[:1], 2)], 1)
+    seen = Counter()
+    for step in range(24):
+        draw = torch.full(canvas.shape, step / 24)
+        inside, behind = frontier(canvas, draw, size, empty)
+        for row, segments in ((0, (1, 2, 3)), (1, (1,))):
+            for segment in segments:
+                cells = answers_of[segment]
+                blocks = cells // size + 1 if empty else math.ceil(cells / size)
+                chosen = int(step / 24 * blocks)
+                seen[segment, chosen] += row == 0
+                for copy in (1, 2):
+                    own = (canvas.segment[row] == segment) & (canvas.copy[row] == copy)
+                    places = own.nonzero()[:, 0].tolist()
+                    assert len(places) == cells
+                    for offset, place in enumerate(places):
+                        assert bool(inside[row, place]) == (offset // size == chosen)
+                        assert bool(behind[row, place]) == (offset // size > chosen)
+        assert not bool(((inside | behind) & ~canvas.writable).any())
+    for segment, cells in answers_of.items():
+        blocks = cells // size + 1 if empty else math.ceil(cells / size)
+        counts = [seen[segment, block] for block in range(blocks)]
+        assert sum(counts) == 24 and max(counts) - min(counts) <= 1

@@ -11,6 +11,7 @@ from mmdiff.diffusion.losses import (
     DENOMINATORS,
     cart_weight,
     cell_weight,
+    certainty,
     cross_entropy,
     denominator,
     masked_loss,
@@ -181,6 +182,41 @@ def test_cart_weight_cell_by_cell(p):
                     total += p * (1 - p) ** (far - 1) / 2
             expected = total if masked[row, n] else 0.0
             assert float(got[row, n]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_certainty_is_the_entropy_of_cells_that_are_right(temperature):
+    logits = 3 * torch.randn(12, 7, generator=torch.Generator().manual_seed(0)).double()
+    example = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2, 3, 3, 3])  # nobody has number 1
+    targets = logits.argmax(1)
+    targets[[1, 4, 5, 9, 10, 11]] += 1  # wrong, all of example 3
+    targets %= 7
+    expected = 0.0
+    for number in (0, 2, 3):
+        entropies = []
+        for k in range(12):
+            row = [float(x) / temperature for x in logits[k]]
+            if int(example[k]) != number or row.index(max(row)) != int(targets[k]):
+                continue
+            total = math.fsum(math.exp(x) for x in row)
+            shares = [math.exp(x) / total for x in row]
+            entropies.append(-math.fsum(p * math.log(p) for p in shares))
+        expected += math.fsum(entropies) / len(entropies) if entropies else 0.0
+    logits.requires_grad_()
+    got = certainty(logits, targets, example, temperature)
+    assert float(got.detach()) == pytest.approx(expected, rel=1e-12)
+    got.backward()
+    assert not bool(logits.grad[[1, 4, 5, 9, 10, 11]].any())
+
+
+def test_certainty_without_cells_or_doubt_is_zero_with_gradients():
+    none = torch.zeros(0, 5, requires_grad=True)
+    certainty(none, torch.zeros(0).long(), torch.zeros(0).long()).backward()
+    sure = torch.tensor([[500.0, 0.0, -500.0]], requires_grad=True)
+    value = certainty(sure, torch.tensor([0]), torch.tensor([0]))
+    value.backward()
+    assert float(value.detach()) == 0
+    assert bool(torch.isfinite(sure.grad).all())
 
 
 def test_shift_right():

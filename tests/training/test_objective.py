@@ -58,7 +58,8 @@ def batch_of(rule, canvas, time=0.6, draw=None):
     if rule.complementary:
         canvas, u = paired(canvas), u.repeat(2, 1)
     u = u if draw is None else torch.full_like(u, draw)
-    return Batch(canvas, torch.full_like(u, time), u)
+    given = torch.full_like(canvas.ids, 3) if rule.noise == "uniform" else None
+    return Batch(canvas, torch.full_like(u, time), u, given=given)
 
 
 # Presets
@@ -67,7 +68,7 @@ def batch_of(rule, canvas, time=0.6, draw=None):
 def test_the_presets_are_different_objectives():
     made = {name: objective(name) for name in shipped("objective")}
     assert {"lavida", "llada", "llada_v", "dimple", "mdlm", "bd3", "efficient_dlm", "dream",
-            "rediff", "dllm"} <= set(made)  # fmt: skip
+            "rediff", "dllm", "dparallel", "flat"} <= set(made)  # fmt: skip
     assert len({tuple(to_dict(rule).items()) for rule in made.values()}) == len(made)
     for rule in made.values():
         assert build(Objective, to_dict(rule), "again") == rule
@@ -105,6 +106,13 @@ def test_an_unknown_preset_names_the_nearest():
         ({"compat": "lavida"}, "at_least_one=True"),
         ({"compat": "mdlm"}, "schedule=mdlm_log"),
         ({"compat": "rediff"}, "denominator=group"),
+        ({"autoregressive": True}, "autoregressive scores every answer cell once"),
+        ({"preset": "autoregressive", "block": 4}, "neither replace, frontier nor"),
+        ({"preset": "autoregressive", "noise": "uniform"}, "has no noise=uniform"),
+        ({"preset": "flat", "weight": "inverse_p"}, "complementary=false and weight=one"),
+        ({"preset": "dparallel", "low": 0.1}, "low and high to be equal"),
+        ({"preset": "dparallel", "denominator": "masked"}, "needs denominator=group"),
+        ({"preset": "dparallel", "certainty_temperature": 0.0}, "above 0"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, text):
@@ -233,6 +241,73 @@ def test_revision_adds_the_means_of_masked_replaced_and_other_cells(compat):
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
 
 
+@pytest.mark.parametrize("compat", ["none", "dparallel"])
+@pytest.mark.parametrize("time", [0.0, 0.4, 0.7, 0.99])
+def test_dparallel_scores_the_frontier_and_forces_certainty(time, compat):
+    lengths, size = (5, 4), 2
+    rule = objective({"preset": "dparallel", "frontier": size, "compat": compat})
+    batch = batch_of(rule, canvas_of(lengths), time)
+    model = Table(*batch.canvas.shape)
+    with torch.no_grad():
+        model.logits.mul_(3)
+        model.logits.scatter_add_(2, batch.canvas.ids[..., None], torch.full_like(model.logits, 4))
+    noisy, p, expected = noised(batch, rule, MASK), 0.5 * (1 - rule.eps) + rule.eps, 0.0
+    for copy in range(2):
+        for row, cells in enumerate(lengths):
+            blocks = cells // size + 1 if compat == "dparallel" else math.ceil(cells / size)
+            chosen = int(time * blocks)
+            ce, entropy = [], []
+            for offset in range(cells):
+                at = row + 2 * copy, 2 + offset
+                half = (float(batch.u[at]) < p) != bool(copy)
+                scored = offset // size == chosen and half
+                assert bool(noisy.scored[at]) == scored
+                assert bool(noisy.canvas.masked[at]) == (scored or offset // size > chosen)
+                logits, target = model.logits[at].detach(), int(batch.canvas.ids[at])
+                if scored:
+                    ce.append(float(-logits.log_softmax(0)[target]))
+                    soft = (logits / 0.5).softmax(0)
+                    if int(logits.argmax()) == target:
+                        entropy.append(float(-(soft * soft.log()).sum()))
+            for weight, values in ((1.0, ce), (2.0, entropy)):
+                expected += weight * math.fsum(values) / max(1, len(values)) / len(lengths)
+    assert float(batch_loss(model, batch, rule).detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_flat_is_the_mean_over_the_whole_answer_whatever_shows_noise():
+    rule = objective("flat")
+    batch = batch_of(rule, canvas_of((5, 3)))
+    model = Table(*batch.canvas.shape)
+    canvas = batch.canvas
+    noisy = noised(batch, rule, MASK)
+    masked = canvas.writable & (batch.u < mask_probability(batch.time))
+    assert 0 < int(masked.sum()) < 8
+    assert torch.equal(noisy.canvas.masked, masked)
+    assert torch.equal(noisy.canvas.ids, torch.where(masked, 3, canvas.ids))
+    logits = model.logits[canvas.writable].detach()
+    expected = cross_entropy(logits, canvas.ids[canvas.writable])
+    assert float(batch_loss(model, batch, rule).detach()) == pytest.approx(
+        float(expected), rel=1e-9
+    )
+
+
+@torch.inference_mode()
+def test_next_tokens_are_predicted_under_causal_attention(model):
+    model.config.shift = True
+    pairs = [([31], [40, 41, 42]), ([32, 33], [50, 51])]
+    rule = objective("autoregressive")
+    canvas = collate([packed_row([7, 30], pairs, 1)], 1)
+    batch = with_noise(canvas, torch.zeros(1, dtype=torch.long), 3, rule)
+    noisy = noised(batch, rule, model.config.mask_token_id)
+    assert torch.equal(noisy.canvas.ids, canvas.ids) and not bool(noisy.canvas.masked.any())
+    total = 0.0
+    for prompt, answer in pairs:
+        ids = torch.tensor([[7, 30, *prompt, *answer]])
+        logits = model(input_ids=ids, attention_layout="causal").logits[0, -len(answer) :]
+        total += float(cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+    assert float(batch_loss(model, batch, rule)) == pytest.approx(total / 5, rel=1e-9)
+
+
 def recipe(**over):
     base = {"model": NEW_MODEL, "data": "tabletop", "output": "unused", "max_steps": 9}
     base |= {"batch_size": 2, "turns": 2, "row_cells": 160, "workers": 0}
@@ -263,6 +338,16 @@ def test_the_recipe_decides_over_replaced_cells(model):
     with torch.inference_mode():
         loss = batch_loss(model, batch, objective("rediff"))
     assert math.isfinite(float(loss))
+
+
+def test_the_recipe_decides_over_random_words(model):
+    batch = first_batch(model, objective="flat")
+    noisy = noised(batch, objective("flat"), model.config.mask_token_id)
+    masked = noisy.canvas.masked
+    assert bool(masked.any()) and model.config.mask_token_id not in noisy.canvas.ids[masked]
+    assert len(set(noisy.canvas.ids[masked].tolist())) > 3
+    with torch.inference_mode():
+        assert math.isfinite(float(batch_loss(model, batch, objective("flat"))))
 
 
 @torch.inference_mode()
