@@ -74,6 +74,7 @@ def text(config: Json) -> dict[str, Any]:
     if kind not in DECODERS:
         known = ", ".join(DECODERS)
         raise CheckpointError(f"config.json: the decoder {kind!r} is not one of {known}")
+    refuse(config, {"final_logit_softcapping": None})  # behind the head
     if config.get("quantization_config"):
         raise CheckpointError(
             "config.json: the weights are quantised; convert the model they were made of"
@@ -170,7 +171,7 @@ def of_llava(config: Json) -> dict[str, Any]:
 STARTS.register("decoder")(
     Family(
         title=f"decoders of transformers ({', '.join(DECODERS)})",
-        recognise=lambda config: config.get("model_type") in DECODERS,
+        recognise=lambda config: str(config.get("model_type")) in DECODERS,
         config=text,
         keys=dream.KEYS,
         unused=BUFFERS,

@@ -110,7 +110,7 @@ def to_diffusion(
         files = write_shards(stream(), sizes, shard_gb * 1e9, part)
         (part / "config.json").write_text(config.to_json_string(), encoding="utf-8")
         processor.save_pretrained(part)
-        for path in folder.glob("LICENSE*"):
+        for path in filter(Path.is_file, folder.glob("LICENSE*")):
             shutil.copyfile(path, part / path.name)
     if left_out:
         notes = [f"left out {len(left_out)} tensors that the new model does not need", *notes]

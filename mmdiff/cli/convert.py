@@ -67,9 +67,9 @@ def convert(
     if len(words) != 2:
         raise InputError(f"give SRC and DST, then settings as name=value; got {' '.join(words)}")
     given = build(Settings, parse_assignments(assignments))
-    start = {"layout": layout, "shift": shift, "mask_token": mask_token}
-    start |= {"block_length": given.block_length}
-    start = {name: value for name, value in start.items() if value is not None}
+    options: dict[str, Any] = {"layout": layout, "shift": shift, "mask_token": mask_token}
+    options["block_length"] = given.block_length
+    start = {name: value for name, value in options.items() if value is not None}
     if start and not to_diffusion:
         raise InputError(f"{next(iter(start))} goes with --to-diffusion")
     made = run(resolve(source), Path(target), given.shard_gb, start if to_diffusion else None)

@@ -115,21 +115,20 @@ class Objective:
 
     def _check_kinds(self) -> None:
         """Of autoregressive, noise=uniform and frontier, each with what goes with it."""
-        if self.autoregressive or self.noise == "uniform":
+        if self.autoregressive and (self.block or self.noise == "uniform"):
+            raise SettingError("autoregressive masks nothing: it has neither block nor noise")
+        pure = not (self.complementary or self.replace or self.frontier) and self.weight == "one"
+        if (self.autoregressive or self.noise == "uniform") and not pure:
             name = "autoregressive" if self.autoregressive else "noise=uniform"
-            others = self.complementary, self.block and self.autoregressive, self.replace
-            if any(others) or self.frontier or self.weight != "one":
-                raise SettingError(
-                    f"{name} scores every answer cell once, whatever is masked: it needs "
-                    "complementary=false and weight=one, and neither replace, frontier nor "
-                    "autoregressive blocks"
-                )
-        if self.autoregressive and self.noise == "uniform":
-            raise SettingError("autoregressive masks nothing, so it has no noise=uniform")
-        if self.frontier and (self.block or self.exact or self.replace or self.low != self.high):
+            raise SettingError(
+                f"{name} scores every answer cell once, masked or not: it needs "
+                "complementary=false and weight=one, and neither replace nor frontier"
+            )
+        other = self.block or self.exact or self.at_least_one or self.replace
+        if self.frontier and (other or self.low != self.high):
             raise SettingError(
                 "frontier draws its block by the time: it needs low and high to be equal, and "
-                "neither block, exact nor replace"
+                "neither block, exact, at_least_one nor replace"
             )
         if self.certainty and (self.denominator != "group" or self.certainty_temperature <= 0):
             raise SettingError(

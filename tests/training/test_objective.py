@@ -89,6 +89,23 @@ def test_a_recipe_names_a_preset_and_the_command_line_changes_it(tmp_path, writt
     assert read_recipe(str(path), {"objective": "dimple"}).objective == objective("dimple")
 
 
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("ar_to_diffusion", "dimple"),
+        ("ar_to_diffusion_align", "autoregressive"),
+        ("ar_to_diffusion_instruct", "autoregressive"),
+        ("block_diffusion", "efficient_dlm"),
+        ("rediff", "rediff"),
+        ("dparallel", "dparallel"),
+    ],
+)
+def test_a_recipe_like_another_has_its_own_preset_alone(name, preset):
+    assert read_recipe(name, {}).objective == objective(preset)
+    made = read_recipe(name, {"objective": {"eps": 0.01}}).objective
+    assert made == objective({"preset": preset, "eps": 0.01})
+
+
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(SettingError, match=r"a test: preset 'lavda' is unknown.*lavida"):
         objective("lavda")
@@ -107,8 +124,8 @@ def test_an_unknown_preset_names_the_nearest():
         ({"compat": "mdlm"}, "schedule=mdlm_log"),
         ({"compat": "rediff"}, "denominator=group"),
         ({"autoregressive": True}, "autoregressive scores every answer cell once"),
-        ({"preset": "autoregressive", "block": 4}, "neither replace, frontier nor"),
-        ({"preset": "autoregressive", "noise": "uniform"}, "has no noise=uniform"),
+        ({"preset": "autoregressive", "block": 4}, "neither block nor noise"),
+        ({"preset": "autoregressive", "noise": "uniform"}, "neither block nor noise"),
         ({"preset": "flat", "weight": "inverse_p"}, "complementary=false and weight=one"),
         ({"preset": "dparallel", "low": 0.1}, "low and high to be equal"),
         ({"preset": "dparallel", "denominator": "masked"}, "needs denominator=group"),
