@@ -47,6 +47,15 @@ TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip_vision_model": ("default", llava.CLIP_STATISTICS),  # without the class token
     "siglip_vision_model": ("full", {}),
 }
+# LLaVA's own prompt (haotian-liu/LLaVA, conversation.py, vicuna_v1), where the tokenizer has none.
+VICUNA = (
+    "{% if messages[0]['role'] != 'system' %}A chat between a curious user and an artificial "
+    "intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
+    "user's questions. {% endif %}{% for m in messages %}{% if m['role'] == 'user' %}USER: "
+    "{{ m['content'] }} {% elif m['role'] == 'assistant' %}ASSISTANT: {{ m['content'] }}"
+    "{{ eos_token }}{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 OURS = {
     "language_model.model.": "backbone.",
     "language_model.lm_head.": "lm_head.",
@@ -199,6 +208,7 @@ STARTS.register("llava-original")(
         config=of_llava,
         keys=(*llava.KEYS, *dream.KEYS),
         unused=(*llava.UNUSED, llava.TOWER + "vision_model.embeddings.position_ids", *BUFFERS),
+        template=VICUNA,
         after_images="\n",
     )
 )

@@ -85,8 +85,10 @@ def processor_of(
     model: MMDiffModel, words: Words, family: Family, folder: Path
 ) -> tuple[Processor, list[str]]:
     """The processor of the new model, and notes on how its prompts differ from the source's."""
-    tokenizer, notes = words.tokenizer, list[str]()
-    tokenizer.chat_template, notes = chat_template(tokenizer, folder, model.vision is not None)
+    tokenizer = words.tokenizer
+    pictures = model.vision is not None
+    template, notes = chat_template(tokenizer, folder, family.template, pictures)
+    tokenizer.chat_template = template
     text = TextSettings(
         mask_id=words.mask_id,
         end_ids=end_ids(tokenizer, folder),
@@ -110,8 +112,10 @@ def end_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     return ids
 
 
-def chat_template(tokenizer: Any, folder: Path, pictures: bool) -> tuple[str, list[str]]:
-    """A template that reads messages whose content is text, and what was changed for that.
+def chat_template(
+    tokenizer: Any, folder: Path, usual: str | None, pictures: bool
+) -> tuple[str, list[str]]:
+    """A template that reads messages whose content is text, by default the `usual` one, and notes.
 
     Processors of pictures keep theirs in chat_template.json, read the content as a list of parts,
     and let the tokenizer put its begin-of-text before the whole. Raises CheckpointError for a
@@ -120,7 +124,7 @@ def chat_template(tokenizer: Any, folder: Path, pictures: bool) -> tuple[str, li
     template = tokenizer.chat_template or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, dict):
         template = template.get("default")
-    notes = []
+    template, notes = template or usual, []
     if template is None:
         template, notes = PLAIN, ["there is no chat template; a plain one was written"]
     rendered = render(tokenizer, template)

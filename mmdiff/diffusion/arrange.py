@@ -92,6 +92,7 @@ def before(canvas: Canvas, rows: Tensor, cells: Tensor) -> Tensor:
 
     place, copy, segment = canvas.place, canvas.copy, canvas.segment
     follows = place[rows, left] == place[rows, cells] - 1
+    follows &= (segment[rows, left] == 0) | same(segment)
     follows &= (copy[rows, left] == 0) | (same(copy) & same(canvas.block))
     far = (~follows).nonzero()[:, 0]
     row, cell = rows[far], cells[far]

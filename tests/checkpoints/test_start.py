@@ -301,6 +301,17 @@ def test_llavas_own_layout(tmp_path):
     assert model.answer(Image.new("RGB", (30, 20), "red"), "what?", max_new_tokens=3).nfe > 0
 
 
+def test_llavas_own_prompt(tmp_path):
+    original(tmp_path / "source")
+    write_words(tmp_path / "source", None)
+    (tmp_path / "source" / "chat_template.jinja").unlink(missing_ok=True)
+    to_diffusion(tmp_path / "source", tmp_path / "ours")
+    processor = mmdiff.load(tmp_path / "ours", device="cpu").processor
+    messages = [*QUESTION, {"role": "assistant", "content": "so"}, *QUESTION]
+    text = processor.tokenizer.decode(processor.prompt_ids(messages))
+    assert text.endswith("questions. USER: why? ASSISTANT: so<|endoftext|>USER: why? ASSISTANT:")
+
+
 # What is refused
 
 
