@@ -103,9 +103,10 @@ def processor_of(
 def end_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     """Ids that end an answer, the tokenizer's own first; CheckpointError where there is none."""
     found = [tokenizer.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        said = _json(folder / name).get("eos_token_id")
-        found += said if isinstance(said, list) else [said]
+    config = _json(folder / "config.json")
+    for said in (_json(folder / "generation_config.json"), config, config.get("text_config") or {}):
+        ends = said.get("eos_token_id")
+        found += ends if isinstance(ends, list) else [ends]
     ids = tuple(dict.fromkeys(int(i) for i in found if i is not None))
     if not ids:
         raise CheckpointError(f"{folder}: names no end-of-text token; set eos_token_id")
@@ -124,7 +125,8 @@ def chat_template(
     template = tokenizer.chat_template or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, dict):
         template = template.get("default")
-    template, notes = template or usual, []
+    template = template or usual
+    notes: list[str] = []
     if template is None:
         template, notes = PLAIN, ["there is no chat template; a plain one was written"]
     rendered = render(tokenizer, template)

@@ -35,6 +35,7 @@ def folder(tmp_path_factory):
     turns = ("human", "why?"), ("gpt", "so"), ("human", "sure?"), ("gpt", "yes")
     texts = [row("t1", None, "how?", "fine"), talk("t2", *turns)]
     (made / "train.json").write_text(json.dumps(rows + texts))
+    (made / "pictures.json").write_text(json.dumps(rows))
     (made / "text.json").write_text(json.dumps([*texts, row("t3", None, "who?", "me")]))
     write_llava(made / "llava")
     write_decoder(made / "decoder", "qwen2")
@@ -67,7 +68,9 @@ def test_dimples_three_phases(run, folder, tmp_path):
         ("ar_to_diffusion", "instruct", "diffusion", {"backbone", "lm_head"}),
     ]
     for recipe, before, after, learnt in phases:
-        train(run, recipe, at[before], at[after], folder / "train.json", "lr=1e-3", "clip=1")
+        # A step without pictures would teach the projector nothing.
+        data = folder / ("pictures.json" if after == "align" else "train.json")
+        train(run, recipe, at[before], at[after], data, "lr=1e-3", "clip=1")
         assert moved(at[before], at[after]) == learnt
     picture = folder / "images" / "a.png"
     answer = ["answer", picture, "what?", "--model", at["diffusion"], "max_new_tokens=4"]
