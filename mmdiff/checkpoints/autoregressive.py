@@ -15,17 +15,26 @@ from mmdiff.checkpoints.base import STARTS, Family, Json, need, refuse
 from mmdiff.encoders.vision.tiles import Tiling
 from mmdiff.errors import CheckpointError
 
-# model_type -> the settings that let every cell see all others, in place of a sliding window.
+# model_type -> the settings that let every cell see all others, in place of a sliding window; where
+# the windowed layers rotate in their own way they stay, with a window wider than any row.
 WHOLE = {"use_sliding_window": False, "sliding_window": None, "layer_types": None}
+WIDE = {"sliding_window": 1 << 30}
 DECODERS: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "ernie4_5": {},
     "gemma": {},
+    "gemma3_text": WIDE,
+    "glm4": {},
     "llama": {},
     "mistral": {"sliding_window": None},
     "olmo": {},
     "olmo2": {},
+    "olmo3": WIDE,
     "phi3": {"sliding_window": None},
     "qwen2": WHOLE,
     "qwen3": WHOLE,
+    "seed_oss": {},
     "smollm3": WHOLE,
     "starcoder2": {"sliding_window": None},
 }

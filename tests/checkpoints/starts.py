@@ -48,7 +48,8 @@ TOWER = {
 def decoder_config(kind: str, **over: Any) -> Any:
     from transformers import AutoConfig
 
-    more = {"head_dim": 8} if kind in ("gemma", "qwen3") else {}
+    own = ("gemma", "gemma3_text", "glm4", "qwen3", "seed_oss")
+    more = {"head_dim": 8} if kind in own else {}
     return AutoConfig.for_model(kind, **{**SIZES, "vocab_size": 259, **more, **over})
 
 

@@ -318,7 +318,7 @@ def test_llavas_own_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is no autoregressive model .*gemma, llama"),
+        ({"model_type": "gpt2"}, "'gpt2' is no autoregressive model .*llama, mistral"),
         ({"model_type": "llada"}, "'llada' is no autoregressive model"),
         ({"quantization_config": {"bits": 4}}, "the weights are quantised"),
         ({"vocab_size": 64}, "wrong shape"),
