@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MASK = "<|mask|>"
 PLAIN = (
     "{% for m in messages %}### {{ m['role'] | capitalize }}:\n{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
 # Put before a template that reads a message's content as a list of parts: ours is always text.

@@ -178,7 +178,7 @@ def certainty(
     right = (logits.argmax(1) == targets_K).to(logits.dtype)
     logp = (logits / temperature).log_softmax(1)
     entropy = -(logp.exp() * logp).sum(1)
-    counts = torch.zeros_like(right).scatter_add(0, example_K, right)
+    counts = right.new_zeros(int(example_K.max()) + 1).scatter_add(0, example_K, right)
     return (entropy * right / counts[example_K].clamp(min=1)).sum()
 
 

@@ -184,10 +184,9 @@ def task_loss(model: MMDiffModel, task: Task, totals: Tensor, objective: Objecti
 
 
 def _examples(canvas: Canvas) -> Tensor:
-    """(B, L) long: a number for each copy of each answer of the batch, from 0 without gaps."""
+    """(B, L) long: a number for each copy of each answer of the batch."""
     row = torch.arange(len(canvas.ids), device=canvas.device)[:, None]
-    number = row * (int(canvas.segment.max()) + 1) + canvas.segment
-    return (number * 3 + canvas.copy).unique(return_inverse=True)[1]
+    return answers(canvas) + row * (int(canvas.segment.max()) + 1) * 3
 
 
 def batch_loss(model: MMDiffModel, batch: Batch, objective: Objective) -> Tensor:
