@@ -34,7 +34,7 @@ TOWERS = {
     "siglip2-so400m-patch14-384": SO400M,
     "clip-vit-large-patch14-336": CLIP_LARGE,
 }
-CLIP_STATISTICS = {  # of its pixels; SigLIP's are 0.5
+CLIP_STATISTICS: dict[str, Any] = {  # of its pixels; SigLIP's are 0.5
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
 }

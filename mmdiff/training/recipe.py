@@ -238,8 +238,11 @@ class Recipe:
             raise SettingError("data must name a source, a file or a list of parts")
         if not isinstance(self.validation, str) and not 0 < self.validation < 1:
             raise SettingError("validation must be a share between 0 and 1, or a data file")
-        if self.row_parts < 1 or (self.row_parts > 1 and self.objective.block):
-            raise SettingError("row_parts must be at least 1, and 1 with objective.block")
+        whole = self.objective.block or self.objective.autoregressive
+        if self.row_parts < 1 or (self.row_parts > 1 and whole):
+            raise SettingError(
+                "row_parts must be at least 1, and 1 with objective.block or autoregressive"
+            )
         if self.lr <= 0 or self.clip <= 0:
             raise SettingError("lr and clip must be above 0")
         if not 0 <= self.ema < 1:

@@ -182,6 +182,8 @@ def test_tokenizer_and_template_come_along(source, tmp_path):
     (source / "LICENSE").write_text("free")
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [IMAGE, END]}))
     (source / "modeling_x.py").write_text("raise SystemExit")
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    write_config(source, read_json(source / "config.json") | code)
     made = to_diffusion(source, tmp_path / "ours")
     assert made.notes == []
     kept = {path.name for path in (tmp_path / "ours").iterdir()}
@@ -204,6 +206,15 @@ def test_a_base_model_gets_a_plain_template(source, tmp_path):
     processor = mmdiff.load(tmp_path / "ours", device="cpu").processor
     plain = "### User:\nwhy?\n\n### Assistant:\n"
     assert processor.prompt_ids(QUESTION) == ids_of(processor, plain)
+
+
+def test_shards_of_tensors(source, tmp_path):
+    made = to_diffusion(source, tmp_path / "ours", shard_gb=2e-5)
+    assert len(made.files) > 2
+    whole = to_diffusion(source, tmp_path / "whole")
+    assert (made.tensors, made.bytes) == (whole.tensors, whole.bytes)
+    one, other = (mmdiff.load(tmp_path / n, device="cpu").state_dict() for n in ("ours", "whole"))
+    assert all(torch.equal(one[key], other[key]) for key in other)
 
 
 def test_a_window_is_noted(tmp_path):
