@@ -16,7 +16,7 @@ from mmdiff.diffusion.schedule import mask_probability, uniform
 from mmdiff.errors import SettingError
 from mmdiff.processing import collate, packed_row, prompt_row
 from mmdiff.training.batches import Batch, Batches, plain_ids, with_noise
-from mmdiff.training.objective import batch_loss, noised
+from mmdiff.training.objective import batch_loss, noised, prepare, task_loss
 from mmdiff.training.recipe import Objective, Recipe
 from tests.helpers import NEW_MODEL
 
@@ -355,6 +355,20 @@ def test_the_recipe_decides_over_replaced_cells(model):
     with torch.inference_mode():
         loss = batch_loss(model, batch, objective("rediff"))
     assert math.isfinite(float(loss))
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "dparallel", "flat"])
+@torch.inference_mode()
+def test_the_parts_of_a_batch_add_up(model, name):
+    model.config.shift = True
+    made = recipe(objective={"preset": name, "frontier": 2 * (name == "dparallel")}, row_cells=300)
+    ways = [Batches(Tabletop(), model.processor, made, True, "train", parts=n) for n in (1, 2)]
+    tasks = [prepare(model, ways[1][number], made.objective) for number in range(2)]
+    totals = sum(task.totals for task in tasks)
+    shares = [float(task_loss(model, task, totals, made.objective)) for task in tasks]
+    whole = float(batch_loss(model, ways[0][0], made.objective))
+    assert whole > 0 and min(shares) > 0
+    assert sum(shares) == pytest.approx(whole, rel=1e-6)
 
 
 def test_the_recipe_decides_over_random_words(model):
