@@ -145,19 +145,6 @@ def find(config: Json, where: str) -> tuple[str, Family]:
     raise CheckpointError(f"{where}: model_type {kind!r} is unknown; known families: {known}")
 
 
-def find_start(config: Json, where: str) -> tuple[str, Family]:
-    """As `find`, for what a diffusion model can start from."""
-    for name in STARTS.names():
-        if STARTS.get(name).recognise(config):
-            return name, STARTS.get(name)
-    kind = config.get("model_type")
-    known = "; ".join(STARTS.get(name).title for name in STARTS.names())
-    raise CheckpointError(
-        f"{where}: model_type {kind!r} is no autoregressive model that a diffusion model can start "
-        f"from; these are: {known}"
-    )
-
-
 def need(config: Json, *names: str) -> list[Any]:
     """The values of these keys; raises CheckpointError naming the first that is missing."""
     for name in names:

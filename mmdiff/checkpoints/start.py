@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdiff.checkpoints.base import find_start, our_key
+from mmdiff.checkpoints.base import STARTS, our_key
 from mmdiff.checkpoints.convert import Conversion, whole_folder, write_shards
 from mmdiff.errors import CheckpointError, SettingError, nearest
 from mmdiff.loading import config_of, read_config
@@ -22,7 +22,7 @@ from mmdiff.loading import config_of, read_config
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmdiff.checkpoints.base import Family
+    from mmdiff.checkpoints.base import Family, Json
     from mmdiff.checkpoints.start_prompt import Words
     from mmdiff.model import MMDiffConfig
 
@@ -146,6 +146,19 @@ def renaming(
         return ours
 
     return name
+
+
+def find_start(config: Json, where: str) -> tuple[str, Family]:
+    """Name and kind of a folder that a diffusion model can start from; raises CheckpointError."""
+    for name in STARTS.names():
+        if STARTS.get(name).recognise(config):
+            return name, STARTS.get(name)
+    kind = config.get("model_type")
+    known = "; ".join(STARTS.get(name).title for name in STARTS.names())
+    raise CheckpointError(
+        f"{where}: model_type {kind!r} is no autoregressive model that a diffusion model can start "
+        f"from; these are: {known}"
+    )
 
 
 def started(source: MMDiffConfig, how: Start, words: Words) -> MMDiffConfig:
