@@ -23,7 +23,8 @@ class Checked:
     """A row's verdict: `kind` and `text` of its first fault, '' for a good row.
 
     `sizes` (width, height) of a good row's pictures; rows with one `group` share a picture;
-    `before` is the share of the data that comes before the row.
+    `before` is the share of the data that comes before the row. `length` in canvas cells is counted
+    where a model's processor is at hand.
     """
 
     address: Any
@@ -34,6 +35,7 @@ class Checked:
     sizes: tuple[tuple[int, int], ...] = ()
     group: str = ""
     before: float = 0.0
+    length: int = 0
 
 
 @dataclass

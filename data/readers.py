@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,16 @@ def data_file(path: str | Path) -> Path:
     if path.suffix[1:].lower() not in known:
         raise DataError(f"{path}: data files end in .{', .'.join(known)}")
     return path
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a data file, or of all that a folder of shards or a saved data set holds."""
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = _shards(path) or sorted(each for each in path.iterdir() if each.is_file())
+    listed = "".join(f"{file.name} {fingerprint(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ mixture's part is drawn by the index, with the counter-based `uniform` that nois
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -30,13 +30,14 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Recorded:
-    """The good `rows` of a data file. `every` answer of a sample is trained on, or one at random;
-    end-of-text pads each to at most `cells`."""
+    """The good `rows` of a data file, whose contents have this `digest`. `every` answer of a sample
+    is trained on, or one at random; end-of-text pads each to at most `cells`."""
 
     file: Path
     root: Path
     reader: Reader
     rows: tuple[Checked, ...]
+    digest: str = ""
     every: bool = True
     cells: int = 64
 
@@ -48,7 +49,7 @@ class Recorded:
         the row is no longer what it was when it was checked."""
         row = self.rows[self.row_number(index, seed)]
         try:
-            made = read_row(self.reader.fetch(row.address))
+            made = self.conversation(row)
             images = tuple(read(source, self.root) for source in made.images)
         except (BadRow, OSError) as error:
             text = f"{self.file} {row.place} has changed since it was checked: {error}"
@@ -61,6 +62,9 @@ class Recorded:
         )
         return Sample(index, images, asked, whole=True)
 
+    def conversation(self, row: Checked) -> DataRow:
+        return read_row(self.reader.fetch(row.address))
+
     def row_number(self, index: int, seed: int) -> int:
         turn, place = divmod(index, len(self.rows))
         return int(permutation(len(self.rows), seed, turn)[place])
@@ -69,9 +73,12 @@ class Recorded:
         row = self.rows[self.row_number(index, seed)]
         return f"{self.file.name} {row.place}" + (f" ({row.id})" if row.id else "")
 
+    def length(self, index: int, seed: int) -> int:
+        return self.rows[self.row_number(index, seed)].length
+
     def text(self, seed: int) -> Iterator[str]:
         for row in islice(self.rows, TEXTS):
-            for message in read_row(self.reader.fetch(row.address)).messages:
+            for message in self.conversation(row).messages:
                 content = message["content"]
                 parts = [{"text": content}] if isinstance(content, str) else content
                 yield from (part["text"] for part in parts if "text" in part)
@@ -88,24 +95,23 @@ class Recorded:
         chosen = permutation(len(self), seed, TAKE)[: int(count)].sort().values
         return replace(self, rows=tuple(self.rows[i] for i in chosen.tolist()))
 
-    def divided(self, share: float, seed: int) -> tuple[Recorded, Recorded]:
-        """Rows to train on, and rows held out: about a `share` of the pictures, at least one. Rows
-        that share a picture stay together."""
-        groups = list(dict.fromkeys(row.group for row in self.rows))
+    def divided(self, share: float, seed: int, by: str = "picture") -> tuple[Recorded, Recorded]:
+        """Rows to train on, and rows held out: about a `share` of the pictures (or questions), at
+        least one. Rows that share a picture (or a question) stay together."""
+        of = [
+            row.group if by == "picture" else self.conversation(row).question for row in self.rows
+        ]
+        groups = list(dict.fromkeys(of))
         if len(groups) < 2:
             raise DataError(
-                f"{self.file}: all rows show one picture, so none can be held out; "
+                f"{self.file}: all rows have one {by}, so none can be held out; "
                 "name a file: validation=PATH"
             )
         count = min(max(1, round(share * len(groups))), len(groups) - 1)
         held = {groups[i] for i in permutation(len(groups), seed, HELD)[:count].tolist()}
-        sides = [tuple(r for r in self.rows if (r.group in held) == out) for out in (False, True)]
+        pairs = list(zip(self.rows, of, strict=True))
+        sides = [tuple(r for r, group in pairs if (group in held) == out) for out in (False, True)]
         return replace(self, rows=sides[0]), replace(self, rows=sides[1])
-
-    def without(self, unfit: Callable[[DataRow, Checked], bool]) -> Recorded:
-        """The rows but those that `unfit` says cannot be used."""
-        rows = [r for r in self.rows if not unfit(read_row(self.reader.fetch(r.address)), r)]
-        return replace(self, rows=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,10 @@ class Mixture:
         part, inside = self.place(index, seed)
         return self.parts[part].name(inside, seed, split)
 
+    def length(self, index: int, seed: int) -> int:
+        part, inside = self.place(index, seed)
+        return self.parts[part].length(inside, seed)
+
     def text(self, seed: int) -> Iterator[str]:
         for part in self.parts:
             yield from part.text(seed)
@@ -139,11 +149,12 @@ class Mixture:
 @dataclass(frozen=True)
 class Divided:
     """One source to train on, another to validate on. `left_out` says in words which rows of the
-    files are not used."""
+    files are not used, `files` are the files' names and digests."""
 
     train: Source
     held: Source
     left_out: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
     def _of(self, split: str) -> Source:
         return self.held if split == "validation" else self.train
@@ -153,6 +164,9 @@ class Divided:
 
     def name(self, index: int, seed: int, split: str) -> str:
         return self._of(split).name(index, seed, split)
+
+    def length(self, index: int, seed: int) -> int:
+        return self.train.length(index, seed)
 
     def text(self, seed: int) -> Iterator[str]:
         return self.train.text(seed)

@@ -84,6 +84,12 @@ class DataRow:
         """Which messages are answers."""
         return [i for i, m in enumerate(self.messages) if m["role"] == "assistant"]
 
+    @property
+    def question(self) -> str:
+        """The words of the first message of the user."""
+        asked = next(m["content"] for m in self.messages if m["role"] == "user")
+        return "".join(part["text"] for part in asked if part["type"] == "text").strip()
+
 
 # What a format makes of one message: its role, its text and pictures in order. A picture is None
 # where it stands for the next one of the row's own list.

@@ -64,6 +64,10 @@ class Source(Protocol):
     def name(self, index: int, seed: int, split: str) -> str:
         """What a person finds the sample by."""
 
+    def length(self, index: int, seed: int) -> int:
+        """Canvas cells of a training sample, for batches of similar length; 0 where all are
+        alike."""
+
     def text(self, seed: int) -> Iterator[str]:
         """Text to fit a tokenizer on."""
 

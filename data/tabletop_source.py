@@ -38,6 +38,9 @@ class Tabletop:
     def name(self, index: int, seed: int, split: str) -> str:
         return f"scene {index}"
 
+    def length(self, index: int, seed: int) -> int:
+        return 0
+
     def text(self, seed: int) -> Iterator[str]:
         yield from CAPTION_REQUESTS
         for index in range(4000):

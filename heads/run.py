@@ -12,7 +12,7 @@ from mmdiff.decoding.settings import Decoding, limited, with_seed
 from mmdiff.decoding.stop import answer_length
 from mmdiff.errors import InputError
 from mmdiff.heads.base import Example, Head
-from mmdiff.processing import Row, collate, part_picture, prompt_row
+from mmdiff.processing import Row, collate, part_picture, prompt_row, turn_blocks
 
 if TYPE_CHECKING:
     from mmdiff.canvas import Canvas
@@ -104,12 +104,16 @@ def compose_canvas(
         pictures.update({id(image): image for image in example.images})
         numbers = list(pictures)
         images = [numbers.index(id(image)) for image in example.images]
-        rows.append(prompt_row(prompt, template, holes, images))
+        row = prompt_row(prompt, template, holes, images)
+        if model.config.turn_causal:
+            ends = processor.turn_ends(prompt, example.messages, sizes)
+            row.block[: row.prompt] = turn_blocks(prompt, ends, processor.image_token_id)
+        rows.append(row)
     pixels, blocks = processor.read(list(pictures.values())) if pictures else (None, None)
     canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, blocks=blocks).to(
         model.device
     )
-    if model.config.picture_apart:
+    if model.config.picture_apart and not model.config.turn_causal:
         part_picture(canvas)
     if model.three_axes:
         canvas.position = positions.of_canvas(canvas)

@@ -138,4 +138,4 @@ def set_blocks(canvas: Canvas, block_length: int | None, aligned: bool = False) 
         return
     answer = canvas.block > 0
     offset = answer.long().cumsum(1) - 1
-    canvas.block = torch.where(answer, offset // block_length + 1, 0)
+    canvas.block = torch.where(answer, offset // block_length + 1, canvas.block)

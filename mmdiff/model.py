@@ -36,8 +36,9 @@ class MMDiffConfig(PreTrainedConfig):
     never be generated. `codes` (first id, how many) are the ids that stand for a picture's codes.
     `block_size` is for the block layout: blocks of so many cells from a row's first cell on, so
     that the prompt is block-causal too (None: the prompt is one block). `picture_apart`: trained on
-    packed rows, where picture cells never see the question behind them. `decoding` holds the
-    default decoding settings the checkpoint was meant for. A published checkpoint of another
+    packed rows, where picture cells never see the question behind them. `turn_causal`: trained so
+    that the turns of a conversation see no later ones (`processing.turn_blocks`). `decoding` holds
+    the default decoding settings the checkpoint was meant for. A published checkpoint of another
     project carries the name of its `family` and its `published` config.json, and one of the hub the
     commit it was loaded from as `revision`.
     """
@@ -53,6 +54,7 @@ class MMDiffConfig(PreTrainedConfig):
         attention_layout: str = "full",
         block_size: int | None = None,
         picture_apart: bool = False,
+        turn_causal: bool = False,
         shift: bool = False,
         mask_token_id: int = 0,
         image_token_id: int | None = None,
@@ -72,6 +74,7 @@ class MMDiffConfig(PreTrainedConfig):
         self.attention_layout = attention_layout
         self.block_size = block_size
         self.picture_apart = picture_apart
+        self.turn_causal = turn_causal
         self.shift = shift
         self.mask_token_id = mask_token_id
         self.image_token_id = image_token_id

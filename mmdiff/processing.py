@@ -254,6 +254,31 @@ class Processor:
             number += 1
         return out
 
+    def turn_ends(
+        self,
+        prompt: Sequence[int],
+        messages: Sequence[dict[str, Any]],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[int]:
+        """Where the turns end in the expanded ids of a `prompt`: where each earlier answer would
+        have begun, and the prompt's own end.
+
+        Raises InputError where the chat template writes earlier turns in another way once others
+        follow, so that the prompts of a conversation do not begin alike.
+        """
+        ends = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            earlier = self.expand(self.prompt_ids(messages[:number]), sizes)
+            if list(prompt[: len(earlier)]) != earlier:
+                raise InputError(
+                    f"message {number}: this model's chat template rewrites earlier turns, so a "
+                    "conversation cannot be laid out by turn; train with conversation=by_answer"
+                )
+            ends.append(len(earlier))
+        return [*ends, len(prompt)]
+
 
 def read_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a folder's own files, which run no code: tokenizer.json, or vocab.json and
@@ -321,6 +346,35 @@ def packed_row(
     return row
 
 
+def turns_row(
+    prompt: Sequence[int],
+    blocks: Sequence[int],
+    answers: Sequence[tuple[int, Sequence[int]]],
+    copies: int,
+    images: Sequence[int] = (),
+) -> Row:
+    """A training row [clean turns | noisy answers]: a `prompt` with the `blocks` of its turns
+    (`turn_blocks`), then every answer (its first position, ids) `copies` times.
+
+    An answer, a segment of its own, sees the clean turns up to its question. With the prefix layout
+    this equals a row per answer and copy with the same blocks in its prompt.
+    """
+    row = Row(images=list(images))
+    row.extend(list(prompt), 0)
+    row.block = list(blocks)
+    for segment, (start, answer) in enumerate(answers, start=1):
+        for copy in range(1, copies + 1):
+            row.extend(
+                list(answer),
+                start,
+                writable=[True] * len(answer),
+                block=blocks[start - 1] + 1,
+                segment=segment,
+                copy=copy,
+            )
+    return row
+
+
 def collate(
     rows: Sequence[Row],
     pad_id: int,
@@ -352,6 +406,26 @@ def collate(
         order = [i for row in rows for i in row.images]
         canvas.features = place(canvas, image, pixel_values, order, blocks)
     return canvas
+
+
+def behind_pictures(prompt: Sequence[int], image_id: int | None) -> int:
+    """The number of cells up to the last picture cell, that one included."""
+    return max((i for i, x in enumerate(prompt) if x == image_id), default=-1) + 1
+
+
+def turn_blocks(prompt: Sequence[int], ends: Sequence[int], image_id: int | None) -> list[int]:
+    """Block numbers of a prompt whose turns end at `ends`, for checkpoints trained by turn
+    (`turn_causal`): a turn's cells see no later turn, and its pictures none of the words behind
+    them.
+
+    Of K turns the cells of turn n = 1 .. K up to its last picture are block 2 (n - K) - 1, the
+    others 2 (n - K), so that the answer of the last turn can be block 1 as ever.
+    """
+    blocks: list[int] = []
+    for start, end, n in zip([0, *ends], ends, range(1 - len(ends), 1), strict=False):
+        pictured = behind_pictures(prompt[start:end], image_id)
+        blocks += [2 * n - 1] * pictured + [2 * n] * (end - start - pictured)
+    return blocks
 
 
 def part_picture(canvas: Canvas) -> None:

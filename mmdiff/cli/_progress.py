@@ -21,6 +21,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
         self.total, self.unit, self.done = total, unit, done
+        self.before = done
         self.began = time.monotonic()
         self.next_line = self.began + QUIET_SECONDS
         self.bar: Bar | None = None
@@ -44,7 +45,11 @@ class Progress:
         elif self.done < self.total and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_SECONDS
             seconds = time.monotonic() - self.began
-            text = f"mmdiff: {self.done} of {self.total} {self.unit}, {seconds:.0f} s  {note}"
+            text = f"mmdiff: {self.done} of {self.total} {self.unit}, {seconds:.0f} s"
+            if self.done > self.before:
+                left = seconds / (self.done - self.before) * (self.total - self.done)
+                text += f", {left:.0f} s left"
+            text += f"  {note}"
             print(text.rstrip(), file=sys.stderr, flush=True)
 
 

@@ -111,7 +111,6 @@ def run(recipe: Recipe, as_json: bool) -> dict[str, Any] | None:
     speaks, and the others return None."""
     from transformers.utils import logging
 
-    from mmdiff.data.recorded import Divided
     from mmdiff.training.loop import Trainer
     from mmdiff.training.sources import open_source
 
@@ -121,17 +120,16 @@ def run(recipe: Recipe, as_json: bool) -> dict[str, Any] | None:
     if not trainer.accelerator.is_main_process:
         trainer.run()
         return None
-    if isinstance(trainer.source, Divided):
-        for text in trainer.source.left_out:
-            print(f"mmdiff: note: {text}", file=sys.stderr)
+    for text in trainer.notes:
+        print(f"mmdiff: note: {text}", file=sys.stderr)
     # None where a resumed run has no step left to take.
     last: dict[str, Any] = {"loss": None, "validation": None, "seconds": trainer.seconds}
     with Progress(recipe.max_steps, "steps", done=trainer.step) as progress:
 
         def report(row: dict[str, Any]) -> None:
+            rate = row["tokens"] / max(row["seconds"] - last["seconds"], 1e-9)
             last.update(row)
-            rate = row["step"] * recipe.batch_size / max(row["seconds"], 1e-9)
-            progress.advance(1, f"loss {row['loss']:.3f}  {rate:.1f} examples/s")
+            progress.advance(1, f"loss {row['loss']:.3f}  {rate:.0f} tokens/s")
             if as_json:
                 say_json(row)
 

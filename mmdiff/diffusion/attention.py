@@ -10,6 +10,9 @@ copy (or is clean, copy 0), and the layout agrees:
 * causal_block: as block, and within its own copy no later column (I-DLM, arXiv:2604.11035);
 * prefix: as block with all answer cells in one block, so the prompt never sees the answer
   (LaViDa's prefix layout, arXiv:2505.16839 §3.2) and its keys and values can be kept exactly.
+
+A prompt of blocks 0, -1, ... is block-causal, too, under prefix and block: `processing.turn_blocks`
+numbers the turns of a conversation so.
 """
 
 from __future__ import annotations

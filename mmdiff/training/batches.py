@@ -19,6 +19,7 @@ from mmdiff.errors import MMDiffError
 from mmdiff.processing import Processor, Row, collate
 from mmdiff.training.packing import (
     alike,
+    by_turn,
     encode_turns,
     numbered_on,
     pack,
@@ -111,7 +112,7 @@ class Batches(Dataset):
         pixels, blocks = processor.read(pictures) if pictures else (None, None)
         # Packed rows are all padded to one length: compiled code then fits every step.
         in_parts = self.packed and not alone and recipe.row_parts > 1
-        padded = self.packed and not alone and not objective.block and not in_parts
+        padded = self.packed and not (alone or objective.block or in_parts or recipe.group_lengths)
         length = recipe.row_cells if padded else 0
         canvas = collate(rows, processor.end_id, pixels, processor.image_token_id, length, blocks)
         if in_parts:
@@ -132,6 +133,9 @@ class Batches(Dataset):
         pictures `alone` where these are all that the step trains."""
         recipe, image_id = self.recipe, self.processor.image_token_id
         pairs = encode_turns(sample, self.processor, recipe.seed, recipe.objective.padding)
+        if recipe.conversation == "by_turn" and not alone:
+            made = by_turn(sample, pairs, self.processor, self.copies, first)
+            return numbered_on([[row] for row in made])
         context = recipe.objective.block > 0
         groups: list[list[Row]] = []
         for pictures, group in alike(sample, pairs, image_id):

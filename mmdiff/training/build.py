@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmdiff.encoders.vision import build_vision
-from mmdiff.errors import TrainingError
+from mmdiff.errors import SettingError, TrainingError
 from mmdiff.model import MMDiffConfig, MMDiffModel
 from mmdiff.processing import ImageSettings, Processor, TextSettings
 from mmdiff.training.sources import open_source
@@ -45,6 +46,30 @@ def build(recipe: Recipe) -> MMDiffModel:
         return model
     text = open_source(recipe).text(recipe.seed)
     return new_model(recipe.model, fit_tokenizer(text, recipe.model.vocab_size), recipe.seed)
+
+
+def settle(recipe: Recipe, model: MMDiffModel) -> Recipe:
+    """The recipe with its `conversation` said, and the model's config saying the same.
+
+    Raises SettingError where the model cannot be trained so, InputError where its chat template
+    rewrites earlier turns.
+    """
+    config, said = model.config, recipe.conversation
+    by_turn = config.turn_causal if said is None else said == "by_turn"
+    if by_turn and config.attention_layout != "prefix":
+        raise SettingError(
+            "conversation=by_turn needs a model with attention_layout: prefix; this one has "
+            f"{config.attention_layout}"
+        )
+    if recipe.lora and by_turn != config.turn_causal:
+        raise SettingError(
+            "lora: adapters cannot change how a model sees conversations; leave conversation out"
+        )
+    if by_turn and model.processor is not None:
+        talk = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+        model.processor.turn_ends(model.processor.prompt_ids(talk), talk)
+    config.turn_causal = by_turn
+    return replace(recipe, conversation="by_turn" if by_turn else "by_answer")
 
 
 def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

@@ -69,10 +69,19 @@ def complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.suffix == "" and (p / STATE).is_file())
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What `save` got beside tensors, with the step. Raises TrainingError."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path / STATE} cannot be read ({error})") from None
+    return state
+
+
 def restore(
     path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
-) -> dict[str, Any]:
-    """Load weights and optimiser state in place; returns what `save` got, with the step."""
+) -> None:
+    """Load weights and optimiser state in place. Raises TrainingError."""
     try:
         for name, module in modules.items():
             tensors = load_file(path / f"{name}.safetensors")
@@ -83,10 +92,8 @@ def restore(
         states = torch.load(path / "optimizer.pt", weights_only=True)
         for optimizer, saved in zip(optimizers, states, strict=True):
             optimizer.load_state_dict(saved)
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
     except (OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise TrainingError(
             f"{path}: does not fit this recipe and cannot be resumed ({first})"
         ) from None
-    return state

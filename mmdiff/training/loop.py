@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +24,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mmdiff import adapters
 from mmdiff.backbone import see_in_parts
 from mmdiff.config import to_dict
+from mmdiff.data.recorded import Divided
 from mmdiff.errors import SettingError, TrainingError
 from mmdiff.training import checkpoint
 from mmdiff.training.batches import Batch, Batches, batches
-from mmdiff.training.build import build
+from mmdiff.training.build import build, settle
 from mmdiff.training.objective import Task, batch_loss, prepare, task_loss
 from mmdiff.training.optimizer import freeze, make_optimizers, set_rate
+from mmdiff.training.report import available, tracker
 from mmdiff.training.sources import open_source
 
 if TYPE_CHECKING:
@@ -55,11 +58,16 @@ class Loss(torch.nn.Module):
 def accelerator_for(recipe: Recipe, device: str | None) -> Accelerator:
     """Processes and devices as `accelerate launch` set them up, else this process alone.
 
-    Raises SettingError where the processes cannot share a step's samples evenly.
+    Raises SettingError where the processes cannot share a step's samples evenly, or would shard the
+    weights, which checkpoints and averages cannot hold yet.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise SettingError(
+            "weights sharded over processes (FSDP) are not supported; launch without --use_fsdp"
+        )
     AcceleratorState._reset_state()  # of an earlier run in this process, with other settings
     unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.anchor_steps > 0)
     made = Accelerator(
@@ -79,13 +87,14 @@ class Trainer:
     """A run in its output folder: model, average, optimisers and the step reached."""
 
     def __init__(self, recipe: Recipe, device: str | None = None) -> None:
-        self.recipe = recipe
         self.folder = Path(recipe.output)
+        note = available(recipe.report)
         self.accelerator = accelerator_for(recipe, device)
         self.device = self.accelerator.device
         self.model: MMDiffModel = build(recipe).to(self.device)
         if self.model.processor is None:
             raise TrainingError(f"{recipe.model} holds no processor files, which training needs")
+        recipe = self.recipe = settle(recipe, self.model)
         layout = self.model.config.attention_layout
         if recipe.objective.block and layout not in ("block", "causal_block"):
             raise SettingError(
@@ -94,6 +103,10 @@ class Trainer:
         self.processor = self.model.processor
         limit = getattr(self.model.backbone.config, "max_position_embeddings", None)
         self.source = open_source(recipe, processor=self.processor, limit=limit)
+        self.files, self.notes = [], [note] if note else []
+        if isinstance(self.source, Divided):
+            self.files = [list(each) for each in self.source.files]
+            self.notes += self.source.left_out
         freeze(self.model, recipe)
         if recipe.lora:
             torch.manual_seed(recipe.seed)  # adapters begin at random
@@ -107,7 +120,9 @@ class Trainer:
         self.loss, self.optimizers = prepared[0], list(prepared[1:])
         self.step = 0
         self.seconds = 0.0
+        self._mark = 0.0  # when the time of the step to come began
         self._stop = False
+        self.tracker: Any = None
         self._resume_or_start()
 
     def _speed(self) -> None:
@@ -141,7 +156,9 @@ class Trainer:
                 f"{self.folder} holds no checkpoint to resume from; leave resume=true out to start"
             )
         if found:
-            state = checkpoint.restore(found[-1], self.modules, self.optimizers)
+            state = checkpoint.read_state(found[-1])
+            self._compare(state.get("data"), found[-1].name)
+            checkpoint.restore(found[-1], self.modules, self.optimizers)
             self.step, self.seconds = state["step"], state["seconds"]
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if self.accelerator.is_main_process:
@@ -149,6 +166,19 @@ class Trainer:
             written = json.dumps(to_dict(self.recipe), indent=2) + "\n"
             (self.folder / "recipe.json").write_text(written)
             _keep_lines_to(self.folder / "log.jsonl", self.step)
+            self.tracker = tracker(self.recipe, self.step)
+
+    def _compare(self, before: list[list[str]] | None, name: str) -> None:
+        """Raise TrainingError where the data files are others than the checkpoint `name` says."""
+        if before in (None, self.files) or self.recipe.changed_data == "accept":
+            return
+        known = {tuple(each) for each in before}
+        unlike = [file for file, digest in self.files if (file, digest) not in known]
+        what = unlike[0] if unlike else f"the list of data files ({len(before)} before)"
+        raise TrainingError(
+            f"{self.folder}: {what} has changed since {name}, and samples would no longer be those "
+            "of the run; put it back, or add changed_data=accept to go on with it"
+        )
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> Path:
         """Train to max_steps, then save the model; `report` hears every step's figures.
@@ -156,15 +186,24 @@ class Trainer:
         SIGTERM ends the run behind the step it is in, with a checkpoint. Raises TrainingError, with
         the samples of the step, where the loss or its gradient is not finite.
         """
-        shares = self._shares()
-        with self._stopped_by(signal.SIGTERM):
-            for parts in shares:
-                row = self._step(parts)
-                if report:
-                    report(row)
-                if self._stop:
-                    break
+        try:
+            with self._stopped_by(signal.SIGTERM):
+                for row in self.steps():
+                    if report:
+                        report(row)
+        finally:
+            if self.tracker is not None:
+                self.tracker.finish()
         return self.export()
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Take step by step; each yields its figures."""
+        self._mark = time.perf_counter()
+        for parts in self._shares():
+            yield self._step(parts)
+            if self._stop:
+                break
+            self._mark = time.perf_counter()
 
     def _shares(self) -> Iterator[list[Batch]]:
         """This process's part of each step's batch, in `accumulate` parts."""
@@ -176,14 +215,15 @@ class Trainer:
             yield parts
 
     def _step(self, parts: list[Batch]) -> dict[str, Any]:
-        began = time.perf_counter()
-        loss, norm = self._update(parts)
-        self.seconds += time.perf_counter() - began
+        loss, norm, tokens = self._update(parts)
+        took = time.perf_counter() - self._mark
+        self.seconds += took
         row = {
             "step": self.step,
             "loss": loss,
             "norm": norm,
             "lr": self.recipe.lr * self.recipe.rate(self.step - 1),
+            "tokens": tokens,
             "seconds": self.seconds,
         }
         last = self.step == self.recipe.max_steps or self._stop
@@ -194,21 +234,23 @@ class Trainer:
             self._save()
         return row
 
-    def _update(self, parts: list[Batch]) -> tuple[float, float]:
+    def _update(self, parts: list[Batch]) -> tuple[float, float, int]:
+        """Loss, gradient norm and tokens (cells that are no padding) of a step of all processes."""
         accelerator, recipe = self.accelerator, self.recipe
         torch.manual_seed(recipe.seed + self.step)  # of dropout: a step's draws are its own
         self.model.train()
         set_rate(self.optimizers, recipe, self.step)
         tasks = [prepare(self.model, part, recipe.objective) for part in parts]
         counts = torch.stack([task.totals for task in tasks]).sum(0)
-        counts = accelerator.reduce(torch.cat([counts, counts.new_tensor([self._stop])]))
+        tokens = sum(int(part.canvas.valid.sum()) for part in parts)
+        counts = accelerator.reduce(torch.cat([counts, counts.new_tensor([tokens, self._stop])]))
         self._stop = bool(counts[-1])  # all processes end behind the same step
         shares = torch.zeros((), device=self.device)
         for number, task in enumerate(tasks):
             last = number == len(tasks) - 1
             # Processes exchange their gradients in the last part, and take the mean of them.
             with nullcontext() if last else accelerator.no_sync(self.loss):
-                share = self.loss(task, counts[:-1])
+                share = self.loss(task, counts[:-2])
                 accelerator.backward(share * accelerator.num_processes)
             shares += share.detach()
         loss = float(accelerator.reduce(shares))
@@ -227,7 +269,7 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step += 1
-        return loss, norm
+        return loss, norm, int(counts[-2])
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -250,6 +292,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             with (self.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        if self.tracker is not None:
+            self.tracker.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -258,7 +302,7 @@ class Trainer:
                 self.step,
                 self.modules,
                 self.optimizers,
-                {"seconds": self.seconds},
+                {"seconds": self.seconds, "data": self.files},
                 self.recipe.keep,
             )
         self.accelerator.wait_for_everyone()

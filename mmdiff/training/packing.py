@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from mmdiff.data.source import Sample
 from mmdiff.diffusion.schedule import uniform
 from mmdiff.errors import TrainingError
-from mmdiff.processing import Processor, Row, packed_row, prompt_row
+from mmdiff.processing import (
+    Processor,
+    Row,
+    behind_pictures,
+    packed_row,
+    prompt_row,
+    turn_blocks,
+    turns_row,
+)
 
 Pair = tuple[list[int], list[int]]  # expanded prompt ids, answer ids with end-of-text padding
 
@@ -77,9 +86,32 @@ def pack(
     return packed_row(first[:last], [pair for part in kept for pair in part], copies, images), left
 
 
-def behind_pictures(prompt: list[int], image_id: int | None) -> int:
-    """The number of cells up to the last picture cell, that one included."""
-    return max((i for i, x in enumerate(prompt) if x == image_id), default=-1) + 1
+def by_turn(
+    sample: Sample, pairs: list[Pair], processor: Processor, copies: int, first: int
+) -> list[Row]:
+    """[clean turns | noisy answers]: a conversation as one row, a turn that is no part of one as a
+    row of its own. The sample's pictures are numbers `first` onwards of the batch.
+
+    Raises InputError where the chat template rewrites earlier turns.
+    """
+    alone = isinstance(sample.turns[0].request, str)
+    numbers = range(len(pairs))
+    rows = []
+    for told in [[n] for n in numbers] if alone else [list(numbers)]:
+        last = told[-1]
+        messages, prompt = sample.turns[last].messages(len(sample.images)), pairs[last][0]
+        ends = processor.turn_ends(prompt, messages, [image.size for image in sample.images])
+        images = range(first, first + pictures_of(messages))
+        answers = [(len(pairs[n][0]), pairs[n][1]) for n in told]
+        blocks = turn_blocks(prompt, ends, processor.image_token_id)
+        rows.append(turns_row(prompt, blocks, answers, copies, images))
+    return rows
+
+
+def pictures_of(messages: list[dict[str, Any]]) -> int:
+    """How many pictures a conversation shows."""
+    listed = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
+    return sum(part["type"] == "image" for part in listed)
 
 
 def alike(sample: Sample, pairs: list[Pair], image_id: int | None) -> list[tuple[int, list[Pair]]]:
@@ -88,9 +120,7 @@ def alike(sample: Sample, pairs: list[Pair], image_id: int | None) -> list[tuple
     all that stands before them."""
     groups: dict[tuple[int, tuple[int, ...]], list[Pair]] = {}
     for turn, pair in zip(sample.turns, pairs, strict=True):
-        messages = turn.messages(len(sample.images))
-        listed = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
-        pictures = sum(part["type"] == "image" for part in listed)
+        pictures = pictures_of(turn.messages(len(sample.images)))
         front = tuple(pair[0][: behind_pictures(pair[0], image_id)])
         groups.setdefault((pictures, front), []).append(pair)
     return [(pictures, group) for (pictures, _), group in groups.items()]

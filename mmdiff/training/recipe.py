@@ -154,8 +154,11 @@ class Recipe:
     bad_rows: Literal["stop", "skip"] = "stop"  # of data files
     unique_ids: bool = True  # of data files: a second row with an id is bad
     validation: float | str = 0.02  # of data files: the share of rows held out, or another file
+    validation_by: Literal["picture", "question"] = "picture"  # rows with one are held out together
     answers: Literal["every", "random_one"] = "every"  # of a conversation: those trained at a time
+    conversation: Literal["by_answer", "by_turn"] | None = None  # None: as the model was trained
     answer_cells: int = 64  # of data files: end-of-text pads answers to at most so many cells
+    group_lengths: int = 0  # of data files: sort so many batches' samples by length; 0: as drawn
     turns: int = 8  # of generated sources: questions about one picture, at most
     row_cells: int = 288  # prefix layout: the turns that fit share a row behind the picture's cells
     row_parts: int = 1  # of a packed row: turns of one do not see others', so attention is shorter
@@ -184,6 +187,8 @@ class Recipe:
     keep: int = 2  # checkpoints kept
     validate_every: int = 500
     resume: bool = False
+    changed_data: Literal["stop", "accept"] = "stop"  # where a data file is another since the run
+    report: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # beside log.jsonl
 
     def __post_init__(self) -> None:
         counts = (
@@ -209,8 +214,10 @@ class Recipe:
             raise SettingError("ema must lie in [0, 1)")
         if self.anchor_steps and not self.objective.anchors:
             raise SettingError("anchor_steps needs objective.anchors above 0")
-        if self.turns < 0 or self.workers < 0 or self.warmup_steps < 0:
-            raise SettingError("turns, workers and warmup_steps must not be negative")
+        if min(self.turns, self.workers, self.warmup_steps, self.group_lengths) < 0:
+            raise SettingError("turns, workers, warmup_steps, group_lengths must not be negative")
+        if self.conversation == "by_turn" and (self.objective.block or self.row_parts > 1):
+            raise SettingError("conversation=by_turn goes without objective.block and row_parts")
 
     def rate(self, step: int) -> float:
         """Factor of the learning rates: linear warm-up, then cosine or linear decay to min_lr_ratio

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdiff.data.check import Checked, Tally, check
+from mmdiff.data.grouped import Grouped
 from mmdiff.data.pictures import data_root
-from mmdiff.data.readers import data_file, open_data
+from mmdiff.data.readers import data_file, fingerprint, open_data
 from mmdiff.data.recorded import Divided, Mixture, Recorded
 from mmdiff.data.rows import DataRow
 from mmdiff.data.source import SOURCES, Source
@@ -34,30 +35,37 @@ def open_source(
     Args:
         watch: sees each file's rows go by, to show progress.
         processor, limit: with both, conversations of more than `limit` cells count as bad rows.
+            Batches of similar length need the processor.
 
     Raises:
         DataError: a bad row where the recipe does not say skip, or no good one.
     """
     if isinstance(recipe.data, str) and recipe.data in SOURCES:
+        if recipe.group_lengths:
+            raise SettingError(f"group_lengths: samples of data={recipe.data} are of one length")
         return SOURCES.get(recipe.data)()
     if recipe.anchor_steps:
         raise SettingError("anchor_steps needs a source with anchors alone, such as data=tabletop")
     if recipe.row_parts > 1:
         raise SettingError("row_parts needs rows alike, as of data=tabletop; leave it out")
-    opener = Opener(recipe, watch, processor, limit, [])
+    opener = Opener(recipe, watch, processor, limit, [], [])
     listed = recipe.data
     parts = (Part(listed, image_root=recipe.image_root),) if isinstance(listed, str) else listed
     opened = [opener.part(part) for part in parts]
-    seed, weights = recipe.seed, tuple(map(weight, parts, opened))
+    weights = tuple(map(weight, parts, opened))
     if isinstance(recipe.validation, str):
-        other = Part(recipe.validation, image_root=recipe.image_root)
-        return Divided(mixed(opened, weights), opener.part(other), tuple(opener.left_out))
-    sides = [
-        each.divided(recipe.validation, seed) if isinstance(each, Recorded) else (each, each)
-        for each in opened
-    ]
-    train, held = (mixed([side[i] for side in sides], weights) for i in (0, 1))
-    return Divided(train, held, tuple(opener.left_out))
+        held = opener.part(Part(recipe.validation, image_root=recipe.image_root))
+        train = mixed(opened, weights)
+    else:
+        share, by = recipe.validation, recipe.validation_by
+        sides = [
+            each.divided(share, recipe.seed, by) if isinstance(each, Recorded) else (each, each)
+            for each in opened
+        ]
+        train, held = (mixed([side[i] for side in sides], weights) for i in (0, 1))
+    if recipe.group_lengths:
+        train = Grouped(train, recipe.batch_size, recipe.group_lengths)
+    return Divided(train, held, tuple(opener.left_out), tuple(opener.files))
 
 
 def weight(part: Part, opened: Source) -> float:
@@ -74,13 +82,15 @@ def mixed(parts: list[Source], weights: tuple[float, ...]) -> Source:
 
 @dataclass
 class Opener:
-    """Opens the parts of a recipe and notes in `left_out` what rows it leaves out."""
+    """Opens the parts of a recipe; notes in `left_out` what rows it leaves out, and in `files` the
+    names and digests of what it read."""
 
     recipe: Recipe
     watch: Watch | None
     processor: Processor | None
     limit: int | None
     left_out: list[str]
+    files: list[tuple[str, str]]
 
     def part(self, part: Part) -> Source:
         if part.data in SOURCES:
@@ -97,24 +107,24 @@ class Opener:
         every = self.recipe.answers == "every"
         made = replace(made, every=every, cells=self.recipe.answer_cells)
         tally = Tally(tally.rows, tally.kinds.copy(), dict(tally.first))
-        if self.processor is not None and self.limit is not None:
-            made = self.short_enough(made, tally, self.processor, self.limit)
+        if self.processor is not None:
+            made = self.measured(made, tally, self.processor)
         self.judge(file, root, tally)
+        self.files.append((file.name, made.digest))
         return made.taken(part.take, self.recipe.seed)
 
-    def short_enough(
-        self, made: Recorded, tally: Tally, processor: Processor, limit: int
-    ) -> Recorded:
-        """The rows whose last answer, with its end-of-text cells, the model can hold."""
-
-        def unfit(row: DataRow, about: Checked) -> bool:
-            cells = length(row, about, processor, made.cells)
-            if cells > limit:
-                text = f"takes {cells} cells, the model holds {limit}"
+    def measured(self, made: Recorded, tally: Tally, processor: Processor) -> Recorded:
+        """The rows with their lengths, but those whose last answer, with its end-of-text cells, the
+        model cannot hold."""
+        fitting = []
+        for about in made.rows:
+            cells = length(made.conversation(about), about, processor, made.cells)
+            if self.limit is not None and cells > self.limit:
+                text = f"takes {cells} cells, the model holds {self.limit}"
                 tally.add(replace(about, kind="too_long", text=text), again=True)
-            return cells > limit
-
-        return made.without(unfit)
+            else:
+                fitting.append(replace(about, length=cells))
+        return replace(made, rows=tuple(fitting))
 
     def judge(self, file: Path, root: Path, tally: Tally) -> None:
         """Raise DataError for bad rows, or note that they are skipped."""
@@ -159,5 +169,5 @@ def checked(
             tally.add(row)
             if not row.kind:
                 good.append(row)
-        _CHECKED[key] = Recorded(file, root, reader, tuple(good)), tally
+        _CHECKED[key] = Recorded(file, root, reader, tuple(good), fingerprint(file)), tally
     return _CHECKED[key]

@@ -21,7 +21,7 @@ def test_long_work_says_a_line_but_not_at_the_end(capsys, monkeypatch):
         progress.advance(1)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "mmdiff: 1 of 3 pictures, 0 s  loss 2\n"
+    assert captured.err == "mmdiff: 1 of 3 pictures, 0 s, 0 s left  loss 2\n"
 
 
 def test_a_terminal_shows_a_bar_on_stderr_alone(capsys, monkeypatch):

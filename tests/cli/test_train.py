@@ -16,6 +16,7 @@ RECIPE = {
     "workers": 0,
     "validate_every": 2,
     "save_every": 1,
+    "report": "none",
 }
 
 

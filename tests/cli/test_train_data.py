@@ -9,7 +9,8 @@ from mmdiff.cli.train import find_recipe
 from mmdiff.config import read_yaml
 from tests.data.malformed import png, row, talk
 
-SHORT = ["max_steps=2", "batch_size=2", "workers=0", "save_every=2", "validate_every=2", "ema=0"]
+SHORT = ["max_steps=2", "batch_size=2", "workers=0", "save_every=2", "validate_every=2", "ema=0",
+         "report=none"]  # fmt: skip
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ RECIPE = {
     "workers": 0,
     "ema": 0.9,
     "validate_every": 1000,
+    "report": "none",
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 

@@ -34,6 +34,7 @@ RECIPE = {
     "workers": 0,
     "save_every": 3,
     "validate_every": 6,
+    "report": "none",
 }
 
 
