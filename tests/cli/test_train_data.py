@@ -113,3 +113,32 @@ def test_a_file_that_is_not_there(run, tmp_path, checkpoint):
     done = run("train", "llava_finetune", "data=mine.json", f"output={tmp_path / 'run'}")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "neither a source (tabletop) nor a file" in done.err
+
+
+def test_a_data_file_that_changed_stops_a_resume(run, folder, checkpoint, tmp_path):
+    output = tmp_path / "run"
+    start = ["train", "llava_finetune", f"data={folder}", f"model={checkpoint}", f"output={output}"]
+    assert run(*start, *SHORT).code == 0
+    path = folder / "train.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"a red circle", b"a red square", 1))
+    log = (output / "log.jsonl").read_bytes()
+    stopped = run(*start, *SHORT, "max_steps=3", "--resume")
+    assert (stopped.code, stopped.err.count("\n")) == (2, 1)
+    assert "train.json has changed since step-0000002" in stopped.err
+    assert "changed_data=accept" in stopped.err
+    assert (output / "log.jsonl").read_bytes() == log
+    path.write_bytes(before)  # written anew, yet the same
+    assert run(*start, *SHORT, "max_steps=3", "--resume").code == 0
+    path.write_bytes(before.replace(b"a red circle", b"a red square", 1))
+    assert run(*start, *SHORT, "max_steps=4", "--resume", "changed_data=accept").code == 0
+
+
+def test_conversations_together(run, folder, checkpoint, tmp_path):
+    output = tmp_path / "run"
+    start = ["train", "llava_finetune", f"data={folder}", f"model={checkpoint}", f"output={output}"]
+    done = run(*start, *SHORT, "conversation=by_turn", "group_lengths=2")
+    assert done.code == 0, done.err
+    assert json.loads((output / "config.json").read_text())["turn_causal"] is True
+    picture = folder / "images" / "a.png"
+    assert run("answer", picture, "what is it?", "--model", output, "max_new_tokens=4").code == 0

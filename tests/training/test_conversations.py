@@ -204,7 +204,7 @@ def test_models_that_cannot_be_trained_by_turn(model):
     model.config.attention_layout = "full"
     with pytest.raises(SettingError, match="needs a model with attention_layout: prefix"):
         settle(settings(conversation="by_turn"), model)
-    with pytest.raises(SettingError, match="without objective.block"):
+    with pytest.raises(SettingError, match=r"without objective\.block"):
         recipe("tabletop", conversation="by_turn", objective={"block": 4})
     assert not model.config.turn_causal
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mmdiff.config import build
+from mmdiff.data.readers import fingerprint
 from mmdiff.data.recorded import CHUNK, Divided, Mixture, permutation
 from mmdiff.errors import DataError, SettingError
 from mmdiff.heads.chat import Chat
@@ -68,6 +69,27 @@ def test_rows_with_one_picture_are_held_out_together(tmp_path):
     same = llava_folder(tmp_path / "same", [row(f"r{i}", "0.png") for i in range(3)])
     with pytest.raises(DataError, match="validation=PATH"):
         open_source(recipe(same))
+
+
+def test_rows_with_one_question_are_held_out_together(tmp_path):
+    rows = [row(f"r{i}", f"{i}.png", f"<image>\nis it {i // 4}?") for i in range(40)]
+    folder = llava_folder(tmp_path, rows)
+    source = open_source(recipe(folder, validation=0.3, validation_by="question"))
+    held = set(ids_of(source, range(12), "validation"))
+    assert len(held) == 12
+    assert all(f"r{4 * (int(name[1:]) // 4) + k}" in held for name in held for k in range(4))
+    same = llava_folder(tmp_path / "same", [row(f"r{i}", f"{i}.png") for i in range(3)])
+    with pytest.raises(DataError, match="all rows have one question"):
+        open_source(recipe(same, validation_by="question"))
+
+
+def test_a_folder_has_the_fingerprint_of_its_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tar").write_bytes(name.encode())
+    before = fingerprint(tmp_path)
+    assert before == fingerprint(tmp_path) != fingerprint(tmp_path / "a.tar")
+    (tmp_path / "b.tar").write_bytes(b"c")
+    assert fingerprint(tmp_path) != before
 
 
 def test_skipping_uses_exactly_the_good_rows(tmp_path):
