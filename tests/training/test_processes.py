@@ -94,6 +94,27 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_fifty_steps_are_the_same_however_they_are_shared(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    settings = {"max_steps": 50, "warmup_steps": 10}
+    finish(start(tmp_path, tmp_path / "one", **settings))
+    finish(start(tmp_path, tmp_path / "two", launcher, **settings))
+    finish(start(tmp_path, tmp_path / "parts", accumulate=4, **settings))
+    assert len(losses(tmp_path / "one")) == 50
+    for shared in ("two", "parts"):
+        assert losses(tmp_path / shared) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def test_sharded_weights_are_refused(tmp_path, monkeypatch):
+    from mmdiff.training.loop import Trainer
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingError, match="launch without --use_fsdp"):
+        Trainer(recipe(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_sigterm_saves_and_a_resumed_run_is_the_same(tmp_path):
     finish(start(tmp_path, tmp_path / "whole", max_steps=30))
     output = tmp_path / "run"
