@@ -29,9 +29,10 @@ from mmdiff.errors import SettingError, TrainingError
 from mmdiff.training import checkpoint
 from mmdiff.training.batches import Batch, Batches, batches
 from mmdiff.training.build import build, settle
-from mmdiff.training.objective import Task, batch_loss, prepare, task_loss
+from mmdiff.training.objective import Task, prepare, task_loss
 from mmdiff.training.optimizer import freeze, make_optimizers, set_rate
 from mmdiff.training.report import available, tracker
+from mmdiff.training.shards import put_together, shard, whole
 from mmdiff.training.sources import open_source
 
 if TYPE_CHECKING:
@@ -58,15 +59,15 @@ class Loss(torch.nn.Module):
 def accelerator_for(recipe: Recipe, device: str | None) -> Accelerator:
     """Processes and devices as `accelerate launch` set them up, else this process alone.
 
-    Raises SettingError where the processes cannot share a step's samples evenly, or would shard the
-    weights, which checkpoints and averages cannot hold yet.
+    Raises SettingError where the processes cannot share a step's samples evenly.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise SettingError(
-            "weights sharded over processes (FSDP) are not supported; launch without --use_fsdp"
+            "accelerate's FSDP has none on CPU and no whole checkpoints; launch without --use_fsdp "
+            "and add shard=true"
         )
     AcceleratorState._reset_state()  # of an earlier run in this process, with other settings
     unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.anchor_steps > 0)
@@ -111,13 +112,17 @@ class Trainer:
         if recipe.lora:
             torch.manual_seed(recipe.seed)  # adapters begin at random
             adapters.inject(self.model, recipe.lora)
-        optimizers = make_optimizers(self.model, recipe)
         self.average = None
         if recipe.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
         self._speed()
-        prepared = self.accelerator.prepare(Loss(self.model, recipe.objective), *optimizers)
-        self.loss, self.optimizers = prepared[0], list(prepared[1:])
+        self.loss: torch.nn.Module = Loss(self.model, recipe.objective)
+        if recipe.shard:
+            shard(self.loss, self.model, self.accelerator)
+            self.optimizers = make_optimizers(self.model, recipe)
+        else:
+            made = make_optimizers(self.model, recipe)
+            self.loss, *self.optimizers = self.accelerator.prepare(self.loss, *made)
         self.step = 0
         self.seconds = 0.0
         self._mark = 0.0  # when the time of the step to come began
@@ -250,11 +255,12 @@ class Trainer:
             last = number == len(tasks) - 1
             # Processes exchange their gradients in the last part, and take the mean of them.
             with nullcontext() if last else accelerator.no_sync(self.loss):
-                share = self.loss(task, counts[:-2])
+                with accelerator.autocast():
+                    share = self.loss(task, counts[:-2])
                 accelerator.backward(share * accelerator.num_processes)
             shares += share.detach()
         loss = float(accelerator.reduce(shares))
-        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip))
+        norm = float(whole(accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)))
         if not math.isfinite(loss) or not math.isfinite(norm):
             first, seed = self.step * recipe.batch_size, recipe.seed
             samples = range(first, first + recipe.batch_size)
@@ -279,10 +285,12 @@ class Trainer:
         packed = model.config.attention_layout != "full"
         objective = replace(self.recipe.objective, anchors=0.0)
         dataset = Batches(self.source, self.processor, self.recipe, packed, "validation")
+        loss = self.loss if self.recipe.shard else Loss(model, objective)
+        losses = []
         with self.accelerator.autocast():
-            losses = [
-                float(batch_loss(model, dataset[i], objective)) for i in range(VALIDATION_BATCHES)
-            ]
+            for number in range(VALIDATION_BATCHES):
+                task = prepare(model, dataset[number], objective)
+                losses.append(float(loss(task, task.totals)))
         return sum(losses) / len(losses)
 
     def averaged(self) -> MMDiffModel:
@@ -296,15 +304,12 @@ class Trainer:
             self.tracker.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.folder / "checkpoints",
-                self.step,
-                self.modules,
-                self.optimizers,
-                {"seconds": self.seconds, "data": self.files},
-                self.recipe.keep,
-            )
+        main = self.accelerator.is_main_process
+        made = checkpoint.contents(self.modules, self.optimizers, main)
+        if main:
+            state = {"seconds": self.seconds, "data": self.files}
+            folder = self.folder / "checkpoints"
+            checkpoint.save(folder, self.step, *made, state, self.recipe.keep)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -327,11 +332,13 @@ class Trainer:
     def export(self) -> Path:
         """The folder `mmdiff.load` reads: averaged weights in the recipe's dtype and processor, or
         the adapters alone."""
-        model = self.averaged()
+        model, main = self.averaged(), self.accelerator.is_main_process
+        if self.recipe.shard:
+            model = put_together(model, main)
         model.processor = self.processor
-        if self.accelerator.is_main_process and self.recipe.lora:
+        if main and self.recipe.lora:
             adapters.save(model, self.folder, str(self.recipe.model))
-        elif self.accelerator.is_main_process:
+        elif main:
             model.to(getattr(torch, self.recipe.save_dtype)).save_pretrained(self.folder)
             model.to(torch.float32)
         self.accelerator.wait_for_everyone()

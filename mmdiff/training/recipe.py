@@ -178,6 +178,7 @@ class Recipe:
     gradient_checkpointing: bool = False  # of the backbone: less memory, slower steps
     compile: bool = False  # torch.compile of the backbone in the training steps
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    shard: bool = False  # each process holds a part of weights and optimiser states (FSDP2)
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     objective: Objective = Objective()
     anchor_steps: int = 0  # first steps: encoder and projector learn from anchors alone
@@ -216,6 +217,12 @@ class Recipe:
             raise SettingError("anchor_steps needs objective.anchors above 0")
         if min(self.turns, self.workers, self.warmup_steps, self.group_lengths) < 0:
             raise SettingError("turns, workers, warmup_steps, group_lengths must not be negative")
+        whole = self.optimizer == "muon" or self.ema or self.lora or self.compile
+        if self.shard and (whole or self.precision == "float16"):
+            raise SettingError(
+                "shard=true goes with optimizer=adamw, float32 or bfloat16, without ema, lora and "
+                "compile"
+            )
         if self.conversation == "by_turn" and (self.objective.block or self.row_parts > 1):
             raise SettingError("conversation=by_turn goes without objective.block and row_parts")
 

@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from mmdiff.errors import SettingError
 from tests.helpers import NEW_MODEL
@@ -106,9 +108,39 @@ def test_fifty_steps_are_the_same_however_they_are_shared(tmp_path):
         assert losses(tmp_path / shared) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
-def test_sharded_weights_are_refused(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_sharded_weights_learn_what_whole_ones_do(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    settings = {"max_steps": 8, "ema": 0.0, "save_every": 4, "objective": {"anchors": 0.5}}
+    finish(start(tmp_path, tmp_path / "whole", **settings))
+    output = tmp_path / "run"
+    finish(start(tmp_path, output, launcher, **{**settings, "max_steps": 4}, shard=True))
+    finish(start(tmp_path, output, launcher, **settings, shard=True, accumulate=2))
+    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert logged(output)[-1]["validation"] == pytest.approx(
+        logged(tmp_path / "whole")[-1]["validation"], rel=1e-5
+    )
+    found, wanted = (
+        load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")
+    )
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    # A run without shards goes on from it.
+    more = {**settings, "max_steps": 9}
+    finish(start(tmp_path, output, **more))
+    assert len(losses(output)) == 9
+
+
+def test_shards_that_cannot_be(tmp_path, monkeypatch):
     from mmdiff.training.loop import Trainer
 
+    shorten_text(monkeypatch)
+    adamw = {"optimizer": "adamw", "ema": 0.0}
+    with pytest.raises(SettingError, match="needs several processes"):
+        Trainer(recipe(tmp_path / "run", shard=True, **adamw))
+    with pytest.raises(SettingError, match="without ema, lora and compile"):
+        recipe(tmp_path / "run", shard=True, optimizer="adamw")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(SettingError, match="launch without --use_fsdp"):
         Trainer(recipe(tmp_path / "run"))
