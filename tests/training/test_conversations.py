@@ -121,7 +121,7 @@ def test_the_loss_is_that_of_an_example_per_answer(talks, model, objective):
     canvas = collate(rows, processor.end_id, processor.pixels(pictures), image_id)
     apart = with_noise(canvas, torch.tensor(owner), made.seed, made.objective)
     found = [float(batch_loss(model, batch, made.objective)) for batch in (together, apart)]
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert found[0] == pytest.approx(found[1], rel=1e-7)  # noise and weights are float32
 
 
 def first_copy(canvas, processor):

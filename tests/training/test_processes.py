@@ -111,7 +111,7 @@ def test_fifty_steps_are_the_same_however_they_are_shared(tmp_path):
 @pytest.mark.slow
 def test_sharded_weights_learn_what_whole_ones_do(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    settings = {"max_steps": 8, "ema": 0.0, "save_every": 4, "objective": {"anchors": 0.5}}
+    settings = {"max_steps": 8, "min_lr_ratio": 1.0, "ema": 0.0, "objective": {"anchors": 0.5}}
     finish(start(tmp_path, tmp_path / "whole", **settings))
     output = tmp_path / "run"
     finish(start(tmp_path, output, launcher, **{**settings, "max_steps": 4}, shard=True))
