@@ -51,7 +51,8 @@ def canvas_of(model: MMDiffModel, copies: int, shared: bool, picture: bool) -> C
     assert model.processor is not None
     image_id = model.processor.image_token_id
     front = [image_id] * model.image_tokens if picture else []
-    words = torch.randint(300, 600, (PROMPT - len(front) + ANSWER,)).tolist()
+    size = (PROMPT - len(front) + ANSWER,)
+    words = torch.randint(100, model.config.vocab_used or model.rows, size).tolist()
     prompt, answer = words[:-ANSWER], words[-ANSWER:]
     rows = []
     for number in range(ROWS):
