@@ -9,7 +9,7 @@ from mmdiff.config import to_dict
 from mmdiff.errors import MissingExtraError, require
 from mmdiff.training.recipe import Recipe
 
-NAMES = {"tensorboard": "TensorBoard files", "wandb": "report=wandb"}
+NAMES = {"tensorboard": "TensorBoard", "wandb": "report=wandb"}
 
 
 def available(report: str) -> str:
