@@ -1,7 +1,7 @@
 # make demo      caption a picture with the built-in model (PICTURE=path for your own)
 # make test      the test suite, no network needed;  make test-all adds the slow tests
 # make bench     measure the built-in model;  bench-decode every decoding rule, bench-speed the loop,
-#                bench-training pairs and the training loop
+#                bench-training pairs and the training loop, bench-masks pairs against single masks
 # make lint type oldest clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +11,7 @@ WORKERS ?= 2
 OLDEST_TORCH ?= 2.9.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all bench bench-decode bench-speed bench-training lint type clean oldest
+.PHONY: demo test test-all bench bench-decode bench-speed bench-training bench-masks lint type clean oldest
 
 .venv: .venv/.ok
 
@@ -43,6 +43,9 @@ bench-speed: .venv/.ok
 
 bench-training: .venv/.ok
 	$(BIN)/python -m tests.speed_training
+
+bench-masks: .venv/.ok
+	$(BIN)/python -m tests.compare_masks
 
 lint: .venv/.ok
 	$(BIN)/ruff check .
