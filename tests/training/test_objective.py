@@ -326,10 +326,10 @@ def test_next_tokens_are_predicted_under_causal_attention(model):
 
 
 def test_copies_of_an_answer_are_no_autoregressive_rows():
-    rule = objective("autoregressive")
-    batch = batch_of(dataclasses.replace(rule, autoregressive=False), paired(canvas_of()))
+    canvas = paired(canvas_of())
+    half = torch.full(canvas.shape, 0.5)
     with pytest.raises(SettingError, match="every answer once"):
-        noised(batch, rule, MASK)
+        noised(Batch(canvas, half, half), objective("autoregressive"), MASK)
 
 
 def recipe(**over):
