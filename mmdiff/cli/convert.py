@@ -36,7 +36,10 @@ def convert(
     target: Annotated[str, typer.Argument(metavar="DST", help="The folder to make.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME=VALUE...]", help="shard_gb=5: the largest file, in GB."),
+        typer.Argument(
+            metavar="[NAME=VALUE...]",
+            help="shard_gb=5: the largest file, in GB. block_length=32: of block_causal.",
+        ),
     ] = None,
     to_diffusion: Annotated[
         bool,
@@ -59,9 +62,10 @@ def convert(
 ) -> None:
     """Convert a published checkpoint to a folder of our own, or back.
 
-    The tensors stay as they are, bit for bit. Example: mmdiff convert lavida ours shard_gb=2. With
-    --to-diffusion an autoregressive model becomes the start of one: mmdiff convert qwen start
-    --to-diffusion --layout block_causal block_length=32.
+    The tensors stay as they are, bit for bit. Example: mmdiff convert lavida ours shard_gb=2.
+
+    --to-diffusion makes a diffusion model to train of an autoregressive one: mmdiff convert qwen
+    start --to-diffusion --layout block_causal block_length=32.
     """
     words, assignments = split_arguments([source, target, *(settings or [])])
     if len(words) != 2:

@@ -30,6 +30,7 @@ from mmdiff.diffusion.losses import (
     parts_of_denominator,
 )
 from mmdiff.diffusion.schedule import log_ends, mask_probability, mask_slope
+from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
     from mmdiff.model import MMDiffModel
@@ -66,6 +67,10 @@ def noised(batch: Batch, objective: Objective, mask_id: int) -> Noised:
         scored = masked & inside
         masked = scored | behind
     elif objective.autoregressive:
+        if bool((clean.copy[clean.writable] > 0).any()):  # later columns may tell the answer
+            raise SettingError(
+                "autoregressive needs every answer once, clean, behind a request of its own"
+            )
         masked, scored = torch.zeros_like(masked), clean.writable
         shown = replace(clean, layout="causal")
     elif objective.noise == "uniform":

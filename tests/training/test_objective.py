@@ -325,6 +325,13 @@ def test_next_tokens_are_predicted_under_causal_attention(model):
     assert float(batch_loss(model, batch, rule)) == pytest.approx(total / 5, rel=1e-9)
 
 
+def test_copies_of_an_answer_are_no_autoregressive_rows():
+    canvas = paired(canvas_of())
+    half = torch.full(canvas.shape, 0.5)
+    with pytest.raises(SettingError, match="every answer once"):
+        noised(Batch(canvas, half, half), objective("autoregressive"), MASK)
+
+
 def recipe(**over):
     base = {"model": NEW_MODEL, "data": "tabletop", "output": "unused", "max_steps": 9}
     base |= {"batch_size": 2, "turns": 2, "row_cells": 160, "workers": 0}
