@@ -116,7 +116,8 @@ class Rules:
         reserved = model.forbidden(settings.codes, anything=settings.compat is not None)
         ids = partial(torch.tensor, dtype=torch.long, device=canvas.device)
         forbidden = torch.cat([ids(settings.forbid), reserved])
-        check_forbidden(settings, forbidden, model.rows)
+        if settings.forbid:
+            check_forbidden(settings, forbidden, model.rows)
         remask = REMASKS.get(remask_name)(settings, remask_options, model, canvas)
         end_ids = ids((() if end_id is None else (end_id,)) + settings.stop_ids)
         request = Request(model, canvas, settings, cache, forbidden, end_ids)
