@@ -55,8 +55,9 @@ def scaled(decoder: PreTrainedModel, rule: float | str) -> Iterator[None]:
     if rule == 1:
         yield
         return
-    rotary, config = getattr(decoder, "rotary_emb", None), decoder.config
-    kept = getattr(rotary, "inv_freq", None)
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    kept: Any = getattr(rotary, "inv_freq", None)
+    config = decoder.config
     base = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     depth = 0 if kept is None else 2 * len(kept)
     # Any other recipe (yarn, llama3, ...) shows in the frequencies, whatever its name.
