@@ -149,7 +149,7 @@ def decode(
 ) -> Filled:
     """Fill every masked cell. Rows are independent: a batch equals its rows decoded one by one.
     `free` is what guidance compares with (Guided)."""
-    with scaled(model.backbone, settings.rope_scale):
+    with scaled(model, settings.rope_scale):
         return _fill(model, canvas, settings, end_id, free)
 
 

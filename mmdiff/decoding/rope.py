@@ -18,7 +18,7 @@ from mmdiff.decoding.settings import parse_rule, whole, with_options
 from mmdiff.errors import SettingError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from mmdiff.model import MMDiffModel
 
 
 def ntk_factor(base: float, depth: int, trained: int, wanted: int) -> int:
@@ -46,18 +46,18 @@ def longest(config: Any, rule: float | str) -> int | None:
 
 
 @contextmanager
-def scaled(decoder: PreTrainedModel, rule: float | str) -> Iterator[None]:
-    """The decoder with its rotary base times `rule`: a number, or `ntk:length=N,trained=M` for
-    ntk_factor, where `trained` is its config's max_position_embeddings if left out.
+def scaled(model: MMDiffModel, rule: float | str) -> Iterator[None]:
+    """The model with its backbone's rotary base times `rule`: a number, or `ntk:length=N,trained=M`
+    for ntk_factor, where `trained` is its config's max_position_embeddings if left out.
 
-    Raises SettingError for a decoder that does not rotate by one base.
+    Raises SettingError for a backbone that does not rotate by one base.
     """
     if rule == 1:
         yield
         return
-    rotary: Any = getattr(decoder, "rotary_emb", None)
+    rotary: Any = getattr(model.backbone, "rotary_emb", None)
     kept: Any = getattr(rotary, "inv_freq", None)
-    config = decoder.config
+    config = model.backbone.config
     base = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     depth = 0 if kept is None else 2 * len(kept)
     # Any other recipe (yarn, llama3, ...) shows in the frequencies, whatever its name.
