@@ -39,9 +39,12 @@ class Guided:
         self.scale = scale
         self.blank = without_prompt(canvas, model.config.mask_token_id) if free is None else free
         self.conditioned = cache(model, canvas)
-        self.foreseen = self.conditioned.foreseen
         self.free = cache(model, self.blank)
         self.start = self.conditioned.start
+
+    @property
+    def foreseen(self) -> bool:
+        return self.conditioned.foreseen
 
     @property
     def total(self) -> int:

@@ -50,14 +50,14 @@ def scaled(model: MMDiffModel, rule: float | str) -> Iterator[None]:
     """The model with its backbone's rotary base times `rule`: a number, or `ntk:length=N,trained=M`
     for ntk_factor, where `trained` is its config's max_position_embeddings if left out.
 
-    Raises SettingError for a decoder that does not rotate by one base.
+    Raises SettingError for a backbone that does not rotate by one base.
     """
     if rule == 1:
         yield
         return
-    decoder = model.backbone
-    rotary, config = getattr(decoder, "rotary_emb", None), decoder.config
-    kept = getattr(rotary, "inv_freq", None)
+    rotary: Any = getattr(model.backbone, "rotary_emb", None)
+    kept: Any = getattr(rotary, "inv_freq", None)
+    config = model.backbone.config
     base = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     depth = 0 if kept is None else 2 * len(kept)
     # Any other recipe (yarn, llama3, ...) shows in the frequencies, whatever its name.

@@ -38,7 +38,7 @@ def test_frequencies_are_the_formula_in_float64(depth):
     assert made.tolist() == pytest.approx(expected, rel=1e-15)
 
 
-def test_the_decoder_is_scaled_for_the_time_being(model):
+def test_the_backbone_is_scaled_for_the_time_being(model):
     backbone = model.backbone
     before, base = backbone.rotary_emb.inv_freq, backbone.config.rope_parameters["rope_theta"]
     depth = 2 * len(before)
