@@ -263,8 +263,13 @@ class Recipe:
                 "shard=true goes with optimizer=adamw, float32 or bfloat16, without ema, lora and "
                 "compile"
             )
-        if self.conversation == "by_turn" and (self.objective.block or self.row_parts > 1):
-            raise SettingError("conversation=by_turn goes without objective.block and row_parts")
+        objective = self.objective
+        apart = objective.block or objective.autoregressive or self.row_parts > 1
+        if self.conversation == "by_turn" and apart:
+            raise SettingError(
+                "conversation=by_turn goes without objective.block, objective.autoregressive and "
+                "row_parts"
+            )
 
     def rate(self, step: int) -> float:
         """Factor of the learning rates: linear warm-up, then cosine or linear decay to min_lr_ratio

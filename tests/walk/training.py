@@ -307,7 +307,7 @@ def log_likelihood(entry: Entry) -> None:
         return words + places + mix * words.mean(1, keepdim=True)
 
     class Toy:
-        calls, start, foreseen = 1, 0, False
+        calls, start = 1, 0
 
         def __init__(self, model: Any, canvas: Canvas) -> None:
             pass
