@@ -20,6 +20,7 @@ COMMANDS = [
 ]
 # A full training run takes an hour: the same command with fewer and smaller steps.
 SHORT = ["max_steps=2", "batch_size=2", "turns=1", "workers=0", "save_every=1", "validate_every=2"]
+WRITTEN = re.compile(r"output[= ](\S+)")
 MINE = "\n".join(re.findall(r"```json\n(.*?)```", README, re.S))  # a user's train.json
 
 
@@ -31,7 +32,8 @@ def in_a_copy(tmp_path, monkeypatch):
     (tmp_path / "mine" / "images").mkdir(parents=True)
     rows = json.loads(MINE)
     rows += [{**rows[0], "id": "2", "image": "dog.jpg"}]
-    (tmp_path / "mine" / "train.json").write_text(json.dumps(rows))
+    for name in ("train.json", "val.json"):
+        (tmp_path / "mine" / name).write_text(json.dumps(rows))
     for name in ("cat.jpg", "dog.jpg"):
         shutil.copy(ROOT / "mmdiff" / "pictures" / "toys.jpg", tmp_path / "mine" / "images" / name)
     monkeypatch.chdir(tmp_path)
@@ -53,12 +55,12 @@ def short(command):
 
 
 def needed(command):
-    """The training commands before this one whose folder it reads."""
-    before = [c for c in COMMANDS[: COMMANDS.index(command)] if c.startswith("train")]
+    """The commands before this one whose folder it reads."""
+    before = COMMANDS[: COMMANDS.index(command)]
     if command.startswith("train tiny"):
         return [c for c in before if c.startswith("train tiny")]
-    mine = "runs/mine" in command
-    return [c for c in before if mine and "runs/mine" in c and "--resume" not in c]
+    named = set(re.split(r"[ =]", command))
+    return [c for c in before if "--resume" not in c and named & set(WRITTEN.findall(c))]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
