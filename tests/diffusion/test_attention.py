@@ -144,6 +144,16 @@ def test_a_window_is_a_slice_of_the_whole(layout):
     assert torch.equal(part, whole[:, 3:6, :6])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_of_each_rows_own_are_picked_from_the_whole(layout):
+    rows = [prompt_row([1] * n, [2] * 6, [True] * 6) for n in (2, 5)]
+    canvas = collate(rows, pad_id=0)
+    columns = torch.tensor([[4, 6, 9], [1, 2, 8]])
+    whole = allowed(Cells.of(canvas), Cells.of(canvas), layout)
+    got = allowed(Cells.at(canvas, columns), Cells.of(canvas), layout)
+    assert torch.equal(got, whole[torch.arange(2)[:, None], columns])
+
+
 def test_unknown_layout():
     one = cells([[0]])
     with pytest.raises(SettingError, match=r"layout 'casual' is unknown.*full"):
