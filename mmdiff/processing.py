@@ -300,7 +300,7 @@ def read_tokenizer(folder: str | Path) -> Any:
                 raise ValueError(f"no tokenizer.json, and merges.txt is of an unknown {name}")
             kind = transformers.Qwen2Tokenizer
         return kind.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise _unreadable(folder, error) from None
 
 

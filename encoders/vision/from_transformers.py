@@ -22,6 +22,7 @@ from mmdiff.errors import CheckpointError, SettingError
 KEYS = (*COMMON_KEYS, "model_type", "config", "select_layer", "attention")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 OWN_POOLER = ("bit", "regnet", "resnet", "swin")  # without parameters, and always called
+HEAD = "vision_use_head"  # SigLIP's pooling behind its tokens, which nothing here reads
 
 
 class TransformersVision(VisionEncoder):
@@ -97,15 +98,16 @@ def network_config(spec: dict):
             "use for example siglip_vision_model, clip_vision_model, convnext or bit"
         )
     config_class = CONFIG_MAPPING[model_type]
-    check_keys(spec.get("config", {}), config_class().to_dict(), f"vision encoder {model_type}")
+    given = {key: value for key, value in spec.get("config", {}).items() if key != HEAD}
+    check_keys(given, config_class().to_dict(), f"vision encoder {model_type}")
     try:
-        config = config_class(**spec.get("config", {}))
+        config = config_class(**given)
     except Exception as error:  # the class checks types and ranges in its own ways
         raise SettingError(f"vision encoder {model_type}: wrong config ({error})") from error
     if "image_size" in spec and hasattr(config, "image_size"):
         config.image_size = spec["image_size"]
-    if hasattr(config, "vision_use_head"):
-        config.vision_use_head = False
+    if hasattr(config, HEAD) or model_type.startswith("siglip"):  # some versions do not name it
+        setattr(config, HEAD, False)
     drop = -spec.get("select_layer", -1) - 1
     if drop and (hasattr(config, "depths") or not 0 < drop <= config.num_hidden_layers):
         raise SettingError(
@@ -180,7 +182,7 @@ def read_spec(weights: str, select_layer: int = -1, download: bool = False) -> d
     config = getattr(config, "vision_config", config)
     known = CONFIG_MAPPING[config.model_type]().to_dict()
     changed = config.to_diff_dict()
-    skip = {"model_type", "transformers_version", "architectures", "dtype", "vision_use_head"}
+    skip = {"model_type", "transformers_version", "architectures", "dtype", HEAD}
     spec = {
         "source": "transformers",
         "name": Path(weights).name,
