@@ -229,46 +229,44 @@ class Recipe:
     report: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # beside log.jsonl
 
     def __post_init__(self) -> None:
-        counts = (
-            "max_steps",
-            "batch_size",
-            "accumulate",
-            "row_cells",
-            "answer_cells",
-            "save_every",
-        )
-        for name in (*counts, "keep", "validate_every"):
+        self._check_ranges()
+        self._check_together()
+
+    def _check_ranges(self) -> None:
+        counts = ("max_steps", "batch_size", "accumulate", "row_cells", "answer_cells")
+        for name in (*counts, "save_every", "keep", "validate_every", "row_parts"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1")
         if not self.data:
             raise SettingError("data must name a source, a file or a list of parts")
         if not isinstance(self.validation, str) and not 0 < self.validation < 1:
             raise SettingError("validation must be a share between 0 and 1, or a data file")
-        whole = self.objective.block or self.objective.autoregressive
-        if self.row_parts < 1 or (self.row_parts > 1 and whole):
-            raise SettingError(
-                "row_parts must be at least 1, and 1 with objective.block or autoregressive"
-            )
         if self.lr <= 0 or self.clip <= 0:
             raise SettingError("lr and clip must be above 0")
         if not 0 <= self.ema < 1:
             raise SettingError("ema must lie in [0, 1)")
-        if self.anchor_steps and not self.objective.anchors:
-            raise SettingError("anchor_steps needs objective.anchors above 0")
         if min(self.turns, self.workers, self.warmup_steps, self.group_lengths) < 0:
             raise SettingError("turns, workers, warmup_steps, group_lengths must not be negative")
-        whole = self.optimizer == "muon" or self.ema or self.lora or self.compile
-        if self.shard and (whole or self.precision == "float16"):
-            raise SettingError(
-                "shard=true goes with optimizer=adamw, float32 or bfloat16, without ema, lora and "
-                "compile"
-            )
+
+    def _check_together(self) -> None:
         objective = self.objective
-        apart = objective.block or objective.autoregressive or self.row_parts > 1
-        if self.conversation == "by_turn" and apart:
+        if self.anchor_steps and not objective.anchors:
+            raise SettingError("anchor_steps needs objective.anchors above 0")
+        in_order = objective.block or objective.autoregressive
+        if self.row_parts > 1 and in_order:
+            raise SettingError(
+                "row_parts goes without objective.block and objective.autoregressive"
+            )
+        if self.conversation == "by_turn" and (in_order or self.row_parts > 1):
             raise SettingError(
                 "conversation=by_turn goes without objective.block, objective.autoregressive and "
                 "row_parts"
+            )
+        needs_all = self.optimizer == "muon" or self.ema or self.lora or self.compile
+        if self.shard and (needs_all or self.precision == "float16"):
+            raise SettingError(
+                "shard=true goes with optimizer=adamw, float32 or bfloat16, without ema, lora and "
+                "compile"
             )
 
     def rate(self, step: int) -> float:
