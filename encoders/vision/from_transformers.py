@@ -106,9 +106,8 @@ def network_config(spec: dict):
         raise SettingError(f"vision encoder {model_type}: wrong config ({error})") from error
     if "image_size" in spec and hasattr(config, "image_size"):
         config.image_size = spec["image_size"]
-    if hasattr(config, HEAD) or str(model_type).startswith(
-        "siglip"
-    ):  # some versions do not name it
+    # Some versions of SigLIP's config do not name it.
+    if hasattr(config, HEAD) or str(model_type).startswith("siglip"):
         setattr(config, HEAD, False)
     drop = -spec.get("select_layer", -1) - 1
     if drop and (hasattr(config, "depths") or not 0 < drop <= config.num_hidden_layers):
