@@ -167,7 +167,7 @@ def _picture(image: Image.Image) -> str:
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
-    small.save(file, "PNG")
+    small.save(file, "PNG", compress_level=1)
     code = base64.b64encode(file.getvalue()).decode()
     size = f'width="{small.width}" height="{small.height}"'
     return f'<img alt="" {size} src="data:image/png;base64,{code}">'

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from PIL import Image
 
-    from mmdiff.decoding.settings import Decoding
     from mmdiff.heads.run import Generation
     from mmdiff.model import MMDiffModel
 
@@ -103,7 +102,8 @@ def evaluate(
     check_way(made.task, by, model)
     print_ = fingerprint(model)
     how = Way(by, samples, settings.seed, given)
-    keys = [key_of(each.digest, print_, how.key(each, settings)) for each in made.asked]
+    every = asdict(settings)
+    keys = [key_of(each.digest, print_, how.key(each, every)) for each in made.asked]
     state = processes()
     kept = Samples(Path(output), state.process_index)
     refused = answer_all(model, made, keys, how, kept, batch_size, progress, state)
@@ -198,10 +198,9 @@ class Way:
         """Whether a question's options are scored; a question without any is always generated."""
         return self.by != "generate" and bool(asked.question.options)
 
-    def key(self, asked: Asked, settings: Decoding) -> Any:
-        """What can change the answer to a question."""
-        scored = [self.by, self.samples, self.seed]
-        return scored if self.scores(asked) else asdict(settings)
+    def key(self, asked: Asked, settings: dict[str, Any]) -> Any:
+        """What can change the answer to a question, of all decoding settings and its own."""
+        return [self.by, self.samples, self.seed] if self.scores(asked) else settings
 
 
 def ask(model: MMDiffModel, made: Plan, asked: Sequence[Asked], how: Way) -> list[Generation | Bad]:

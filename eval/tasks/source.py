@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,7 +96,7 @@ class World:
             yield f"scene {number}", number, row
 
     def fingerprint(self, image: Any) -> str:
-        return _digest(asdict(image) if is_dataclass(image) else image)  # type: ignore[arg-type]
+        return _digest(repr(image))
 
     def pictures(self, task: Task, asked: Asked) -> list[Image.Image]:
         from mmdiff.data.worlds.tabletop import render
