@@ -8,6 +8,7 @@ class) and optionally ``select_layer``, ``image_size``, ``mean``, ``std``, ``res
 Layers and heads that the chosen output does not need are not built.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ class TransformersVision(VisionEncoder):
         flat = grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         # read as python numbers inside, hence never on an accelerator
         shapes = torch.full((len(flat), 2), side, dtype=torch.long, device="cpu")
-        return {"pixel_values": flat, "pixel_attention_mask": None, "spatial_shapes": shapes}
+        names = inspect.signature(self.net.forward).parameters  # not the same in all versions
+        mask = "attention_mask" if "attention_mask" in names else "pixel_attention_mask"
+        return {"pixel_values": flat, mask: None, "spatial_shapes": shapes}
 
 
 def without_heads(net: Any) -> Any:

@@ -155,11 +155,8 @@ def test_siglip2_equals_transformers_with_its_own_patches():
     x = pictures(encoder)
     squares = [x[:, :, r : r + 8, c : c + 8] for r in range(0, 48, 8) for c in range(0, 48, 8)]
     flat = torch.stack([square.permute(0, 2, 3, 1).flatten(1) for square in squares], dim=1)
-    expected = encoder.net(
-        pixel_values=flat,
-        pixel_attention_mask=torch.ones(2, 36, dtype=torch.long),
-        spatial_shapes=torch.tensor([[6, 6], [6, 6]]),
-    ).last_hidden_state
+    seen, shapes = torch.ones(2, 36, dtype=torch.long), torch.tensor([[6, 6], [6, 6]])
+    expected = encoder.net(flat, seen, shapes).last_hidden_state
     assert torch.allclose(encoder(x), expected, atol=1e-5)
 
 
