@@ -62,7 +62,7 @@ type: .venv/.ok
 oldest:
 	rm -rf .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install -q -c constraints-oldest.txt torch==$(OLDEST_TORCH) -e '.[dev]'
+	.venv-oldest/bin/pip install -q -c constraints-oldest.txt torch==$(OLDEST_TORCH) -e '.[vision,dev]'
 	.venv-oldest/bin/python -m pytest -x -q -n $(WORKERS) tests
 
 clean:

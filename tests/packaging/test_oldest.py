@@ -20,7 +20,8 @@ def pins(text):
 
 def test_every_lower_end_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["vision"], *extras["dev"]]
     bounds = dict(found.groups() for line in asked if (found := LOWER.match(line)))
     wanted = {name.lower(): padded(version) for name, version in bounds.items()}
     torch = re.search(r"^OLDEST_TORCH \?= ([\d.]+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
