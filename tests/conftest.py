@@ -10,6 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hypothesis
 import pytest
 
+import mmdiff  # noqa: F401  # mends a torchvision that does not fit before a test file meets it
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
