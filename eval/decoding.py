@@ -95,6 +95,18 @@ def ways(cells: int) -> list[Way]:
     return list(first.values())
 
 
+def picked(listed: list[Way], only: list[str]) -> list[Way]:
+    """The first way, which others are compared with, and those whose name holds one of the texts;
+    all where there are none. Raises SettingError for a text that no name holds."""
+    for text in only:
+        if not any(text in way.name for way in listed):
+            raise SettingError(
+                f"no row of the table is called {text!r}; leave --only out to see all"
+            )
+    first, *rest = listed
+    return [first, *(way for way in rest if not only or any(text in way.name for text in only))]
+
+
 def answer_cells(model: MMDiffModel, task: str) -> int:
     """Cells of the answers of a task, where nobody asks for another number."""
     return make_decoding(HEADS.get(HEAD[task]).defaults, model.config.decoding).max_new_tokens

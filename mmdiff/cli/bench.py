@@ -30,6 +30,10 @@ def bench(
         int | None,
         typer.Option("--limit", min=1, help=f"Scenes of each test set; default all, decode {FEW}."),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Of decode: rows whose name holds this; may be repeated."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for results.json, and decode's plot.")
     ] = None,
@@ -54,7 +58,7 @@ def bench(
     if name == "tiny":
         results = _tiny(session, limit, as_json)
     else:
-        results = _decode(session, task, limit or FEW, output, as_json)
+        results = _decode(session, task, limit or FEW, only or [], output, as_json)
     if output:
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -83,13 +87,18 @@ def _tiny(session: Session, limit: int | None, as_json: bool) -> list[dict[str, 
 
 
 def _decode(
-    session: Session, task: str, limit: int, output: Path | None, as_json: bool
+    session: Session,
+    task: str,
+    limit: int,
+    only: list[str],
+    output: Path | None,
+    as_json: bool,
 ) -> list[dict[str, Any]]:
     from mmdiff.data.worlds.tabletop_sets import SETS
-    from mmdiff.eval.decoding import answer_cells, measure, plot, ways
+    from mmdiff.eval.decoding import answer_cells, measure, picked, plot, ways
 
     limit = min(limit, SETS[task].scenes)
-    chosen = ways(answer_cells(session.model, task))
+    chosen = picked(ways(answer_cells(session.model, task)), only)
     rows = []
     with Progress(limit * len(chosen), "scenes") as progress:
         for row in measure(session.model, task, limit, chosen, progress.advance):

@@ -5,7 +5,8 @@ import pytest
 from mmdiff.config import shipped
 from mmdiff.decoding.rules import RULES, named
 from mmdiff.decoding.settings import make_decoding
-from mmdiff.eval.decoding import PLAIN, Row, Way, front, row_of, ways
+from mmdiff.errors import SettingError
+from mmdiff.eval.decoding import PLAIN, Row, Way, front, picked, row_of, ways
 from mmdiff.eval.tabletop import Result
 
 
@@ -27,6 +28,16 @@ def test_every_registered_rule_and_preset_has_a_row(monkeypatch):
 def test_no_settings_are_measured_twice():
     made = [repr(sorted(way.settings.items())) for way in ways(64)]
     assert len(set(made)) == len(made)
+
+
+def test_some_rows_beside_the_first():
+    listed = ways(16)
+    assert picked(listed, []) == listed
+    some = [way.name for way in picked(listed, ["cache=", "length=dynamic"])]
+    assert some[0] == "one cell per step" and {"cache=dual", "length=dynamic"} <= set(some)
+    assert all(name.startswith(("one", "cache=", "length=dynamic")) for name in some)
+    with pytest.raises(SettingError, match="no row of the table is called 'cash='"):
+        picked(listed, ["cash="])
 
 
 def test_a_rule_with_what_it_needs():
