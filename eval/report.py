@@ -62,9 +62,9 @@ def report(
             _headline(results),
             _tables(results),
             _calls(answered),
-            _settings(results),
             _wrong(answered, pictures),
             _bad(bad),
+            _settings(results),
             "</body></html>\n",
         ]
     )
@@ -112,7 +112,10 @@ def _bar_label(results: dict[str, Any], row: dict[str, Any]) -> str:
 def _calls(answered: Sequence[Answered]) -> str:
     """How many answers took how many backbone calls."""
     counts = Counter(each.sample.nfe for each in answered)
-    rows = [(f"{nfe} calls", float(count), str(count)) for nfe, count in sorted(counts.items())]
+    rows = [
+        (f"{nfe} call{'s' * (nfe != 1)}", float(count), str(count))
+        for nfe, count in sorted(counts.items())
+    ]
     if not rows:
         return ""
     return f"<h2>Backbone calls</h2>{svg.bars(rows[:40], max(counts.values()))}"
