@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -254,6 +255,11 @@ def with_replacements(
     )
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """Schedulers send SIGTERM to every process of a job: a worker goes on until its run has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def batches(
     source: Source,
     recipe: Recipe,
@@ -272,6 +278,7 @@ def batches(
         batch_size=None,
         num_workers=recipe.workers,
         prefetch_factor=4 if recipe.workers else None,
+        worker_init_fn=_outlive_sigterm,
     )
     for made in loader:
         if isinstance(made, MMDiffError):

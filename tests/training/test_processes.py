@@ -42,7 +42,12 @@ def start(tmp_path, output, launcher=(), **over):
     ):
         command.append("--resume")
     return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -150,9 +155,9 @@ def test_shards_that_cannot_be(tmp_path, monkeypatch):
 def test_sigterm_saves_and_a_resumed_run_is_the_same(tmp_path):
     finish(start(tmp_path, tmp_path / "whole", max_steps=30))
     output = tmp_path / "run"
-    process = start(tmp_path, output, max_steps=30)
+    process = start(tmp_path, output, max_steps=30, workers=1)
     wait_for(output / "log.jsonl", process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # the loader's worker hears it, too
     finish(process)
     done = len(losses(output))
     assert 0 < done < 30
