@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +98,7 @@ def eval(
             by=by,
             samples=samples,
             batch_size=batch_size,
-            progress=lambda count: progress.advance(count, _left(progress, count)),
+            progress=progress.advance,
             **session.settings,
         )
     if rank:
@@ -134,13 +133,6 @@ def _process(device: str | None) -> tuple[int, str | None]:
 
     state = processes()
     return state.process_index, device or str(state.device)
-
-
-def _left(progress: Progress, count: int) -> str:
-    """The time that is left, for logs without a bar."""
-    done = progress.done + count
-    spent = time.monotonic() - progress.began
-    return f"{spent / max(1, done) * max(0, progress.total - done):.0f} s left"
 
 
 def _tell_bad(made: Plan) -> None:

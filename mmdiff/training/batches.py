@@ -256,7 +256,7 @@ def with_replacements(
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Schedulers send SIGTERM to every process of a job: a worker goes on until its run has ended."""
+    """Schedulers send SIGTERM to every process of a job; a worker goes on until its run ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
