@@ -16,6 +16,9 @@ from mmdiff.registry import Registry
 if TYPE_CHECKING:
     from mmdiff.data.readers import Reader
 
+# How lmms-eval's questions end.
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
 MAX_LIST = 20_000  # characters of a cell that holds a list
 KINDS = {
     "missing_column": "a row without a column that the benchmark has",
@@ -166,6 +169,11 @@ def make(spec: str, metric: str | None = None) -> Task:
     task = TASKS.get(name)(option, metric)
     task.spec = spec
     return task
+
+
+def lettered(options: Sequence[str], form: str = "{}. {}") -> str:
+    """The options on lines of their own, each behind its letter."""
+    return "\n".join(map(form.format, LETTERS, options))
 
 
 def plain_mark(score: float, parsed: Any) -> Mark:

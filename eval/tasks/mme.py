@@ -11,7 +11,6 @@ from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, BadQuestion, Judged, Mark, Question, Table, Task
 
 OWN_TAIL = " Please answer yes or no."
-TAIL = "\nAnswer the question using a single word or phrase."
 
 
 @TASKS.register("mme")
@@ -31,7 +30,7 @@ class MME(Task):
         picture = base.identifier(row, "question_id")
         return Question(
             f"{picture} {asked}",
-            asked + TAIL,
+            f"{asked}\n{base.SHORT}",
             base.yes_or_no(row, "answer"),
             (base.image(row, "image"),),
             ("yes", "no"),

@@ -15,13 +15,10 @@ from typing import Any
 
 from mmdiff.errors import SettingError, nearest
 from mmdiff.eval.metrics import mmmu
-from mmdiff.eval.metrics.letter import LETTERS
 from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, BadQuestion, Judged, Mark, Question, Table, Task
 
 NAMED = re.compile(r"<image ([1-7])>")  # a row has seven columns of pictures
-LETTER_TAIL = "Answer with the option's letter from the given choices directly."
-OPEN_TAIL = "Answer the question using a single word or phrase."
 VARIANTS = ("official", "lmms_eval", "interleaved")
 
 
@@ -96,11 +93,9 @@ def prompt(question: str, options: Sequence[str] | None, form: str = "official")
     """The question as it is asked, of MMMU's own code or of lmms-eval."""
     if options is None:
         gap = "\n" if form == "official" else "\n\n"
-        return f"{question}{gap}{OPEN_TAIL}"
+        return f"{question}{gap}{base.SHORT}"
     sign = "({}) {}" if form == "official" else "{}. {}"
-    pairs = zip(LETTERS, options, strict=False)
-    listed = "\n".join(sign.format(letter, option) for letter, option in pairs)
-    return f"{question}\n{listed}\n\n{LETTER_TAIL}"
+    return f"{question}\n{base.lettered(options, sign)}\n\n{base.LETTER}"
 
 
 def shown(asked: str) -> list[int]:

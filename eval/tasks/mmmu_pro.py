@@ -32,9 +32,7 @@ class MMMUPro(Task):
         if row.get("question") is None:
             asked, kind, names = TAIL, "vision", ["image"]
         else:
-            pairs = zip(LETTERS, options, strict=False)
-            listed = "\n".join(f"{letter}. {option}" for letter, option in pairs)
-            asked = f"{base.text(row, 'question')}\n{listed}\n{TAIL}"
+            asked = f"{base.text(row, 'question')}\n{base.lettered(options)}\n{TAIL}"
             kind, names = "standard", [f"image_{number}" for number in shown(asked)]
         images = tuple(base.image(row, name) for name in names)
         groups = {"set": kind, "subject": row.get("subject") or subject}

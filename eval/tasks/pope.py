@@ -9,8 +9,6 @@ from mmdiff.eval.metrics.yes_no import bare, pope
 from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, Judged, Mark, Question, Task
 
-TAIL = "\nAnswer the question using a single word or phrase."
-
 
 @TASKS.register("pope")
 class POPE(Task):
@@ -24,7 +22,7 @@ class POPE(Task):
         return Question(
             # The three sets number their questions alike.
             f"{category}/{identifier}" if category and identifier else identifier,
-            base.text(row, "question") + TAIL,
+            f"{base.text(row, 'question')}\n{base.SHORT}",
             base.yes_or_no(row, "answer"),
             (base.image(row, "image"),),
             ("yes", "no"),

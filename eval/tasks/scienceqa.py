@@ -9,8 +9,6 @@ from mmdiff.eval.metrics.letter import LETTERS, letter
 from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, Mark, Question, Task
 
-TAIL = "\nAnswer with the option's letter from the given choices directly."
-
 
 @TASKS.register("scienceqa")
 class ScienceQA(Task):
@@ -42,6 +40,4 @@ class ScienceQA(Task):
 def prompt(question: str, options: Sequence[str], hint: str) -> str:
     """The question as lmms-eval asks it."""
     context = f"Context: {hint}\n" if hint else ""
-    pairs = zip(LETTERS, options, strict=False)
-    listed = "\n".join(f"{sign}. {option}" for sign, option in pairs)
-    return f"{context}{question}\n{listed}{TAIL}"
+    return f"{context}{question}\n{base.lettered(options)}\n{base.LETTER}"

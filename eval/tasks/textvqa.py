@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, Mark, Question, Task
-from mmdiff.eval.tasks.vqav2 import TAIL, people, vqa_mark
+from mmdiff.eval.tasks.vqav2 import people, vqa_mark
 
 
 @TASKS.register("textvqa")
@@ -18,7 +18,7 @@ class TextVQA(Task):
     def question(self, row: dict[str, Any]) -> Question:
         return Question(
             base.identifier(row, "question_id", "id"),
-            base.text(row, "question") + TAIL,
+            f"{base.text(row, 'question')}\n{base.SHORT}",
             people(row),
             (base.image(row, "image"),),
         )

@@ -11,7 +11,6 @@ from mmdiff.eval.tasks import base
 from mmdiff.eval.tasks.base import TASKS, BadQuestion, Mark, Question, Task
 
 TYPES = ("answer_type", "question_type")  # the evaluator's own tables
-TAIL = "\nAnswer the question using a single word or phrase."
 
 
 @TASKS.register("vqav2")
@@ -29,7 +28,7 @@ class VQAv2(Task):
     def question(self, row: dict[str, Any]) -> Question:
         return Question(
             base.identifier(row, "question_id", "id"),
-            base.text(row, "question") + TAIL,
+            f"{base.text(row, 'question')}\n{base.SHORT}",
             people(row),
             (base.image(row, "image"),),
             groups={name: str(row[name])[:80] for name in TYPES if row.get(name)},

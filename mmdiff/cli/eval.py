@@ -101,8 +101,13 @@ def eval(
             progress=progress.advance,
             **session.settings,
         )
-    if rank:
-        return 2 if results["data"]["bad_rows"] else 0
+    if not rank:
+        tell_run(results, output, as_json)
+    return 2 if results["data"]["bad_rows"] else 0
+
+
+def tell_run(results: dict[str, Any], output: Path, as_json: bool) -> None:
+    """The figures on stdout, and on stderr how many rows were left out."""
     if as_json:
         for name, rows in results["tables"].items():
             for row in rows:
@@ -111,12 +116,10 @@ def eval(
     else:
         tell(results)
         say(f"{output / 'report.html'}")
-    bad = results["data"]["bad_rows"]
-    if bad:
+    if bad := results["data"]["bad_rows"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in results["data"]["kinds"].items())
         text = f"{bad} rows were left out ({kinds}); {output / 'bad_rows.jsonl'} lists them"
         print(f"mmdiff: error: {text}", file=sys.stderr)
-    return 2 if bad else 0
 
 
 SUMMARY = (
